@@ -1,0 +1,1 @@
+"""Words and rules of the queue: tasks, their life-cycle, errors, time and ids. No I/O."""

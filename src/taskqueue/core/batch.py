@@ -1,0 +1,190 @@
+"""A batch of commands and what it comes to: the part of a transaction that every engine shares.
+
+An engine loads the tasks a batch speaks of, lets a `WorkingSet` decide command by command, writes
+what has changed, then does the same for the claims. The decisions are `core.lifecycle`'s; this
+module keeps the books of one batch.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+
+from msgspec import Struct, field, structs
+
+from taskqueue.core import lifecycle
+from taskqueue.core.commands import Command, Complete, Outcome, Submit, TaskCommand
+from taskqueue.core.errors import TaskNotFound, TaskQueueError
+from taskqueue.core.task import CLAIMABLE, Event, Failure, Status, Task, Tier, tier_of
+
+MINUTE = 60_000_000
+
+
+class Batch(Struct, frozen=True):
+    """Commands for one transaction, and the time at which it takes place on both clocks."""
+
+    commands: list[Command]
+    wall: int
+    steady: int
+
+
+class Applied(Struct, frozen=True):
+    """What a batch came to, told once it is durable.
+
+    `outcomes` has one entry per command, in order. `moved` lists each change of a task, in order.
+    `ready` counts by type the tasks that the batch left newly claimable. `next_due` is the
+    earliest `run_at` among the tasks it left waiting. `pending` is the depth of the queue.
+    """
+
+    outcomes: list[Outcome | TaskQueueError]
+    moved: list[Task]
+    ready: dict[str, int]
+    next_due: int | None
+    pending: int
+
+
+class CounterKey(Struct, frozen=True):
+    """What tasks are counted by."""
+
+    task_type: str
+    status: Status
+    tier: Tier
+
+
+class Minute(Struct):
+    """What one minute saw: ended attempts, and the time successful ones took in microseconds."""
+
+    completed: int = 0
+    failed: int = 0
+    busy: int = 0
+
+
+class Tally(Struct):
+    """Changes to the counters: tasks present, tasks that ever entered, the current minute."""
+
+    present: Counter[CounterKey] = field(default_factory=Counter)
+    entered: Counter[CounterKey] = field(default_factory=Counter)
+    minute: Minute = field(default_factory=Minute)
+
+    def move(self, before: Task | None, after: Task, steady: int) -> None:
+        """Count one change of a task; `before` is None for a new one."""
+        tier = tier_of(after.priority)
+        if before is not None:
+            self.present[CounterKey(before.task_type, before.status, tier)] -= 1
+        key = CounterKey(after.task_type, after.status, tier)
+        self.present[key] += 1
+        self.entered[key] += 1
+        if after.last_event is Event.COMPLETE:
+            self.minute.completed += 1
+            self.minute.busy += steady - (after.claimed_at or steady)
+        elif after.last_event in (Event.FAIL, Event.LOSE, Event.TIME_OUT):
+            self.minute.failed += 1
+
+    def remove(self, task_type: str, status: Status, tier: Tier, number: int) -> None:
+        """Count tasks that were deleted."""
+        self.present[CounterKey(task_type, status, tier)] -= number
+
+
+class Changes(Struct):
+    """What a working set wants written, in any order: it is one transaction."""
+
+    inserted: list[Task] = field(default_factory=list)
+    updated: list[Task] = field(default_factory=list)
+    payloads: list[tuple[int, bytes]] = field(default_factory=list)
+    results: list[tuple[int, bytes]] = field(default_factory=list)
+    failures: list[tuple[int, Failure]] = field(default_factory=list)
+
+
+class WorkingSet:
+    """The tasks that one batch touches, as they stand after each command decided so far."""
+
+    def __init__(self, batch: Batch, loaded: Iterable[Task], next_seq: int) -> None:
+        self.moved: list[Task] = []
+        self.tally = Tally()
+        self.next_seq = next_seq
+        self._wall = batch.wall
+        self._steady = batch.steady
+        self._tasks = {task.id: task for task in loaded}
+        self._new: dict[str, bytes] = {}
+        self._touched: set[str] = set()
+        self._changes = Changes()
+
+    def submit(self, command: Submit) -> Task:
+        """Take a new task in; a repeat gets the task as it was first taken.
+
+        Raises IdempotencyConflict if the id stands for a different task.
+        """
+        known = self._tasks.get(command.task.id)
+        if known is not None:
+            lifecycle.require_same_submission(known, command)
+            return known
+        task = structs.replace(command.task, seq=self.next_seq)
+        self.next_seq += 1
+        self._new[task.id] = command.payload
+        self._record(None, task)
+        return task
+
+    def settle(self, command: TaskCommand) -> Task:
+        """Carry out a command about one task. Raises what `lifecycle.settle` raises."""
+        task = self._tasks.get(command.task_id)
+        if task is None:
+            raise TaskNotFound("Task not found")
+        after, failure = lifecycle.settle(task, command, wall=self._wall)
+        if after is not task:
+            self._record(task, after)
+            if isinstance(command, Complete):
+                self._changes.results.append((task.seq, command.result))
+            if failure is not None:
+                self._changes.failures.append((task.seq, failure))
+        return after
+
+    def claim(self, task: Task, worker_id: str) -> Task:
+        """Give a ready task to a worker."""
+        after = lifecycle.claim(task, worker_id, wall=self._wall, steady=self._steady)
+        self._record(task, after)
+        return after
+
+    def bury_damaged(self, task: Task) -> None:
+        """Set a task aside whose payload is damaged."""
+        after, failure = lifecycle.bury_damaged(task, wall=self._wall)
+        self._record(task, after)
+        self._changes.failures.append((task.seq, failure))
+
+    def take_changes(self) -> Changes:
+        """What is to be written since the last call."""
+        changes = self._changes
+        for task_id in self._touched:
+            task = self._tasks[task_id]
+            payload = self._new.pop(task_id, None)
+            if payload is None:
+                changes.updated.append(task)
+            else:
+                changes.inserted.append(task)
+                changes.payloads.append((task.seq, payload))
+        self._touched.clear()
+        self._changes = Changes()
+        return changes
+
+    def waiting_run_at(self) -> int | None:
+        """The earliest `run_at` among the tasks left waiting for their time."""
+        return min(
+            (
+                task.run_at
+                for task in self._tasks.values()
+                if task.status in CLAIMABLE and task.run_at > self._wall
+            ),
+            default=None,
+        )
+
+    def newly_ready(self) -> Counter[str]:
+        """How many tasks of each type the batch made claimable and did not hand out."""
+        made = {task.id for task in self.moved}
+        return Counter(
+            task.task_type
+            for task_id in made
+            if (task := self._tasks[task_id]).status in CLAIMABLE and task.run_at <= self._wall
+        )
+
+    def _record(self, before: Task | None, after: Task) -> None:
+        self._tasks[after.id] = after
+        self._touched.add(after.id)
+        self.moved.append(after)
+        self.tally.move(before, after, self._steady)

@@ -1,0 +1,196 @@
+"""The life of a task, whole: which event leads from which status to which, and what it changes.
+
+Every change of a task goes through `_move`, which looks the step up in `MOVES`; there is no other
+way to a new status. All functions are pure: the time comes with the call, the engine writes what
+they return.
+"""
+
+from typing import Any, Final, assert_never
+
+from msgspec import structs
+
+from taskqueue.core.commands import (
+    Cancel,
+    Complete,
+    Fail,
+    Release,
+    Retry,
+    Submit,
+    TakeBack,
+    TaskCommand,
+)
+from taskqueue.core.errors import DataDamaged, IdempotencyConflict, InvalidStatus, LeaseLost
+from taskqueue.core.retry import delay_before
+from taskqueue.core.task import Event, Failure, Status, Task
+
+MOVES: Final[dict[tuple[Status, Event], tuple[Status, ...]]] = {
+    (Status.PENDING, Event.CLAIM): (Status.IN_PROGRESS,),
+    (Status.FAILED, Event.CLAIM): (Status.IN_PROGRESS,),
+    (Status.IN_PROGRESS, Event.COMPLETE): (Status.COMPLETED,),
+    (Status.IN_PROGRESS, Event.FAIL): (Status.FAILED, Status.DEAD_LETTER),
+    (Status.IN_PROGRESS, Event.LOSE): (Status.FAILED, Status.DEAD_LETTER),
+    (Status.IN_PROGRESS, Event.TIME_OUT): (Status.FAILED, Status.DEAD_LETTER),
+    (Status.IN_PROGRESS, Event.RELEASE): (Status.PENDING,),
+    (Status.PENDING, Event.DAMAGE): (Status.DEAD_LETTER,),
+    (Status.FAILED, Event.DAMAGE): (Status.DEAD_LETTER,),
+    (Status.PENDING, Event.CANCEL): (Status.CANCELLED,),
+    (Status.FAILED, Event.CANCEL): (Status.CANCELLED,),
+    (Status.DEAD_LETTER, Event.RETRY): (Status.PENDING,),
+    (Status.CANCELLED, Event.RETRY): (Status.PENDING,),
+}
+"""The whole machine. Where two statuses stand, the second is for a task out of retries."""
+
+_ENDING: Final[dict[type[TaskCommand], Event]] = {
+    Complete: Event.COMPLETE,
+    Fail: Event.FAIL,
+    Release: Event.RELEASE,
+}
+
+LONGEST_TEXT: Final = 64 * 1024
+"""Characters kept of a failure's message and of its traceback."""
+
+_CUT_MARK: Final = " … [cut]"
+
+
+def settle(task: Task, command: TaskCommand, *, wall: int) -> tuple[Task, Failure | None]:
+    """What `command` makes of `task`, and the failure to put on record with it, if any.
+
+    A repeat of the word that ended the attempt gives the task back unchanged, and so does a
+    TakeBack that comes too late. Raises LeaseLost for a word about an attempt that is over,
+    InvalidStatus where the task's status forbids the command.
+    """
+    match command:
+        case Cancel():
+            return _move(task, Event.CANCEL, wall), None
+        case Retry():
+            return _move(task, Event.RETRY, wall, retry_count=0, run_at=wall, worker_id=None), None
+        case TakeBack():
+            return _take_back(task, command, wall)
+        case Complete() | Fail() | Release():
+            return _end_attempt(task, command, wall)
+        case _:
+            assert_never(command)
+
+
+def claim(task: Task, worker_id: str, *, wall: int, steady: int) -> Task:
+    """The task in the hands of `worker_id`, under a token one higher than any before."""
+    return _move(
+        task,
+        Event.CLAIM,
+        wall,
+        token=task.token + 1,
+        worker_id=worker_id,
+        claimed_at=steady,
+        deadline=steady + task.timeout,
+    )
+
+
+def bury_damaged(task: Task, *, wall: int) -> tuple[Task, Failure]:
+    """The task set aside because its stored payload is no longer what was submitted."""
+    message = "the stored payload does not match its checksum; it was not handed out"
+    failure = Failure(task.token, wall, None, DataDamaged.__name__, message)
+    return _move(task, Event.DAMAGE, wall), failure
+
+
+def require_same_submission(task: Task, repeat: Submit) -> None:
+    """Raise IdempotencyConflict unless `repeat` asks for what `task` was submitted as."""
+    asked = repeat.task
+    for field in ("task_type", "payload_crc", "priority", "timeout", "max_retries"):
+        if getattr(task, field) != getattr(asked, field):
+            named = "payload" if field == "payload_crc" else field
+            raise IdempotencyConflict(
+                f"task_id {task.id} was used before for a task with another {named}; "
+                "choose a new id for a new task",
+                field="task_id",
+            )
+
+
+def _move(task: Task, event: Event, wall: int, *, exhausted: bool = False, **changes: Any) -> Task:
+    statuses = MOVES.get((task.status, event))
+    if statuses is None:
+        allowed = sorted(status for status, known in MOVES if known is event)
+        raise InvalidStatus(
+            f"Task {task.id} is {task.status}; only a task that is {' or '.join(allowed)} "
+            f"can {event}"
+        )
+    return structs.replace(
+        task,
+        status=statuses[-1] if exhausted else statuses[0],
+        last_event=event,
+        updated_at=max(wall, task.updated_at),
+        **changes,
+    )
+
+
+def _holds_lease(task: Task, token: int) -> bool:
+    return task.status is Status.IN_PROGRESS and task.token == token
+
+
+def _require_lease(task: Task, token: int) -> None:
+    if not _holds_lease(task, token):
+        raise LeaseLost(
+            f"The claim of task {task.id} under token {token} is over; "
+            "drop its result, nothing was changed"
+        )
+
+
+def _end_attempt(
+    task: Task, word: Complete | Fail | Release, wall: int
+) -> tuple[Task, Failure | None]:
+    event = _ENDING[type(word)]
+    if task.last_event is event and task.token == word.token:
+        return task, None
+    _require_lease(task, word.token)
+    match word:
+        case Complete():
+            return _move(task, event, wall, deadline=None), None
+        case Release():
+            return _move(task, event, wall, deadline=None, worker_id=None), None
+        case Fail():
+            return _end_in_failure(task, word, wall)
+        case _:
+            assert_never(word)
+
+
+def _end_in_failure(task: Task, command: Fail, wall: int) -> tuple[Task, Failure]:
+    failure = Failure(
+        attempt=task.token,
+        at=wall,
+        worker_id=task.worker_id,
+        kind=_shorten(command.kind),
+        message=_shorten(command.message),
+        traceback=_shorten(command.traceback),
+    )
+    delay = command.delay
+    if delay is None:
+        delay = delay_before(task.retry_count + 1, command.spread)
+    after = _retry_or_bury(task, Event.FAIL, wall, delay, retryable=command.retryable)
+    return after, failure
+
+
+def _take_back(task: Task, command: TakeBack, wall: int) -> tuple[Task, Failure | None]:
+    if not _holds_lease(task, command.token):
+        return task, None
+    kind = "WorkerLost" if command.why is Event.LOSE else "TimedOut"
+    failure = Failure(task.token, wall, task.worker_id, kind, command.message)
+    delay = 0 if command.why is Event.LOSE else delay_before(task.retry_count + 1, command.spread)
+    return _retry_or_bury(task, command.why, wall, delay, retryable=True), failure
+
+
+def _retry_or_bury(task: Task, event: Event, wall: int, delay: int, *, retryable: bool) -> Task:
+    if not retryable or not task.has_retries_left:
+        return _move(task, event, wall, exhausted=True, deadline=None)
+    return _move(
+        task,
+        event,
+        wall,
+        retry_count=task.retry_count + 1,
+        run_at=wall + delay,
+        deadline=None,
+    )
+
+
+def _shorten(text: str) -> str:
+    if len(text) <= LONGEST_TEXT:
+        return text
+    return text[: LONGEST_TEXT - len(_CUT_MARK)] + _CUT_MARK
