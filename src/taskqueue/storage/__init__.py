@@ -1,0 +1,1 @@
+"""Where tasks live: the port that every engine fills, and the engines."""

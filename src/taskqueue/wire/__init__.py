@@ -1,0 +1,1 @@
+"""What travels: the messages all doors share, and RESP without sockets."""

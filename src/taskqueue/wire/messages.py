@@ -1,0 +1,389 @@
+"""Requests and replies, one struct each for all doors; their limits stand here and nowhere else.
+
+Requests forbid unknown fields, so that a misspelt one cannot pass silently. Optional fields carry
+the documented defaults. Replies are built from core records by the functions at the end.
+"""
+
+from datetime import datetime
+from typing import Annotated, Final, Literal
+
+from msgspec import Meta, Struct
+
+from taskqueue.core.clock import SECOND, moment
+from taskqueue.core.errors import TaskQueueError
+from taskqueue.core.task import ClaimedTask, Failure, Status, Task, TaskDetail, Tier
+
+LARGEST_PAYLOAD: Final = 10 * 1024 * 1024
+LONGEST_TIMEOUT: Final = 365 * 24 * 3600
+LONGEST_DELAY: Final = 10 * 365 * 24 * 3600
+LARGEST_BATCH: Final = 1_000
+LARGEST_PAGE: Final = 1_000
+LARGEST_CLAIM: Final = 500
+MOST_CLAIM_TYPES: Final = 100
+MOST_HELD: Final = 500
+LARGEST_OFFSET: Final = 2**53 - 1
+LONGEST_WAIT_MS: Final = 3_600_000
+LARGEST_TOKEN: Final = 2**63 - 1
+LONGEST_ERROR: Final = 1024 * 1024
+
+# White space, control characters, invisible and direction-changing ones, lone surrogates.
+_UNPRINTABLE: Final = (
+    r"\s\u0000-\u0020\u007f-\u00a0\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202f"
+    r"\u205f-\u206f\ud800-\udfff\ufeff\ufff0-\ufffb"
+)
+NAME_PATTERN: Final = rf"^[^{_UNPRINTABLE}]+(?![\s\S])"
+
+Name = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=255,
+        pattern=NAME_PATTERN,
+        description="1 to 255 printable characters without spaces",
+    ),
+]
+Token = Annotated[int, Meta(ge=0, le=LARGEST_TOKEN, description="Fencing token of the claim")]
+TaskId = Annotated[str, Meta(description="UUID, lower-case with hyphens")]
+ErrorText = Annotated[str, Meta(max_length=LONGEST_ERROR)]
+
+
+class SubmitRequest(Struct, forbid_unknown_fields=True, kw_only=True):
+    """A task to run."""
+
+    task_type: Annotated[Name, Meta(description="Names the handler")]
+    payload: Annotated[
+        bytes, Meta(max_length=LARGEST_PAYLOAD, description="Bytes for the handler, at most 10 MiB")
+    ]
+    priority: Annotated[int, Meta(ge=0, le=255, description="255 is claimed first")] = 100
+    schedule_at: Annotated[
+        datetime | None,
+        Meta(description="Not before this moment; without an offset it is UTC, in the past: now"),
+    ] = None
+    timeout_seconds: Annotated[
+        int, Meta(ge=1, le=LONGEST_TIMEOUT, description="How long one attempt may take")
+    ] = 300
+    max_retries: Annotated[
+        int, Meta(ge=0, le=1_000, description="Executions after the first one that failed")
+    ] = 3
+    delay_seconds: Annotated[
+        float | None,
+        Meta(ge=0, le=LONGEST_DELAY, description="Instead of schedule_at: seconds from now"),
+    ] = None
+    task_id: Annotated[
+        str | None, Meta(description="A UUID of your own: makes a repeated submit harmless")
+    ] = None
+
+
+class SubmitBatchRequest(Struct, forbid_unknown_fields=True, kw_only=True):
+    """Several tasks in one request; each has an outcome of its own."""
+
+    tasks: Annotated[list[SubmitRequest], Meta(min_length=1, max_length=LARGEST_BATCH)]
+
+
+class TaskRequest(Struct, forbid_unknown_fields=True, kw_only=True):
+    """Names one task."""
+
+    task_id: TaskId
+
+
+class WaitRequest(Struct, forbid_unknown_fields=True, kw_only=True):
+    """Names one task and how long to wait for its end."""
+
+    task_id: TaskId
+    wait_ms: Annotated[int, Meta(ge=0, le=LONGEST_WAIT_MS)] = 0
+
+
+class ListRequest(Struct, forbid_unknown_fields=True, kw_only=True):
+    """Which tasks to list, newest first."""
+
+    status: Status | None = None
+    task_type: Name | None = None
+    limit: Annotated[int, Meta(ge=1, le=LARGEST_PAGE)] = 100
+    offset: Annotated[int, Meta(ge=0, le=LARGEST_OFFSET)] = 0
+    cursor: Annotated[
+        str | None, Meta(max_length=64, description="next_cursor of the page before")
+    ] = None
+
+
+class NoRequest(Struct, forbid_unknown_fields=True):
+    """Nothing is asked for by name."""
+
+
+class ClaimRequest(Struct, forbid_unknown_fields=True, kw_only=True):
+    """A worker with free slots asks for work."""
+
+    worker_id: Name
+    task_types: Annotated[list[Name], Meta(min_length=1, max_length=MOST_CLAIM_TYPES)]
+    count: Annotated[int, Meta(ge=1, le=LARGEST_CLAIM)] = 1
+    wait_ms: Annotated[
+        int, Meta(ge=0, le=LONGEST_WAIT_MS, description="How long to wait for a task")
+    ] = 0
+
+
+class CompleteRequest(Struct, forbid_unknown_fields=True, kw_only=True):
+    """An attempt succeeded."""
+
+    task_id: TaskId
+    token: Token
+    result: Annotated[bytes, Meta(max_length=LARGEST_PAYLOAD)] = b""
+
+
+class FailRequest(Struct, forbid_unknown_fields=True, kw_only=True):
+    """An attempt failed. Texts beyond 64 Ki characters are kept cut."""
+
+    task_id: TaskId
+    token: Token
+    message: ErrorText
+    kind: ErrorText = ""
+    traceback: ErrorText = ""
+    delay_seconds: Annotated[
+        float | None, Meta(ge=0, le=LONGEST_DELAY, description="Instead of the usual delay")
+    ] = None
+    retryable: bool = True
+
+
+class ReleaseRequest(Struct, forbid_unknown_fields=True, kw_only=True):
+    """A worker gives a task back unfinished."""
+
+    task_id: TaskId
+    token: Token
+
+
+class HeldClaim(Struct, forbid_unknown_fields=True, array_like=True):
+    """One claim that a worker believes it holds."""
+
+    task_id: TaskId
+    token: Token
+
+
+class BeatRequest(Struct, forbid_unknown_fields=True, kw_only=True):
+    """A worker is alive and names what it holds."""
+
+    worker_id: Name
+    held: Annotated[list[HeldClaim], Meta(max_length=MOST_HELD)] = []
+
+
+class LeaveRequest(Struct, forbid_unknown_fields=True, kw_only=True):
+    """A worker says goodbye; what it still holds goes back without costing a retry."""
+
+    worker_id: Name
+
+
+class SubmitReply(Struct, kw_only=True):
+    """The task was accepted and is durable."""
+
+    task_id: str
+    status: Status
+    created_at: datetime
+
+
+class ErrorReply(Struct, kw_only=True):
+    """What every error looks like."""
+
+    error: str
+    code: str
+    timestamp: datetime
+
+
+class SubmitBatchReply(Struct, kw_only=True):
+    """One entry per task, in the order they were sent."""
+
+    results: list[SubmitReply | ErrorReply]
+
+
+class FailureReply(Struct, kw_only=True):
+    """Why one attempt failed."""
+
+    attempt: int
+    at: datetime
+    worker_id: str | None
+    error: str
+    traceback: str
+
+
+class TaskReply(Struct, kw_only=True):
+    """How a task stands."""
+
+    task_id: str
+    status: Status
+    created_at: datetime
+    updated_at: datetime
+    task_type: str
+    priority: int
+    worker_id: str | None
+    result: bytes | None
+    error: str | None
+    retry_count: int
+    timeout_seconds: int
+    max_retries: int
+    schedule_at: datetime
+    failures: list[FailureReply]
+
+
+class TaskSummary(Struct, kw_only=True):
+    """A task in a list."""
+
+    task_id: str
+    status: Status
+    task_type: str
+    priority: int
+    created_at: datetime
+    updated_at: datetime
+
+
+class ListReply(Struct, kw_only=True):
+    """One page of tasks, and how many the filter matches in all."""
+
+    tasks: list[TaskSummary]
+    total: int
+    limit: int
+    offset: int
+    next_cursor: str | None
+
+
+class StatsReply(Struct, kw_only=True):
+    """The queue in figures."""
+
+    pending_count: int
+    in_progress_count: int
+    completed_last_hour: int
+    failed_last_hour: int
+    worker_count: int
+    avg_processing_time_ms: float
+    queue_depth_by_priority: dict[Tier, int]
+
+
+class HealthReply(Struct, kw_only=True):
+    """Whether the broker can do its work."""
+
+    status: Literal["healthy", "degraded"]
+    is_leader: bool
+    connected_workers: int
+    pending_tasks: int
+    cluster_healthy: bool
+
+
+class ClaimedReply(Struct, kw_only=True):
+    """A task for a worker. Every later word about it carries `token`."""
+
+    task_id: str
+    token: int
+    task_type: str
+    payload: bytes
+    attempt: int
+    timeout_seconds: int
+    priority: int
+    created_at: datetime
+
+
+class ClaimReply(Struct, kw_only=True):
+    """The tasks claimed; none if the wait was in vain."""
+
+    tasks: list[ClaimedReply]
+
+
+class MovedReply(Struct, kw_only=True):
+    """How a task stands after a word about it."""
+
+    task_id: str
+    status: Status
+    retry_count: int
+    run_at: datetime
+
+
+class BeatReply(Struct, kw_only=True):
+    """What the worker names but no longer holds, and the lease it now has."""
+
+    lost: list[str]
+    lease_seconds: float
+
+
+class LeaveReply(Struct, kw_only=True):
+    """How many tasks went back to the queue."""
+
+    released: int
+
+
+def submit_reply(task: Task) -> SubmitReply:
+    """The answer to a submit; a repeat gets the first answer again, so it always says pending."""
+    return SubmitReply(task_id=task.id, status=Status.PENDING, created_at=moment(task.created_at))
+
+
+def task_reply(detail: TaskDetail) -> TaskReply:
+    """All that is told of one task."""
+    task = detail.task
+    failed = detail.failures and task.status is not Status.COMPLETED
+    return TaskReply(
+        task_id=task.id,
+        status=task.status,
+        created_at=moment(task.created_at),
+        updated_at=moment(task.updated_at),
+        task_type=task.task_type,
+        priority=task.priority,
+        worker_id=task.worker_id,
+        result=detail.result,
+        error=str(detail.failures[-1]) if failed else None,
+        retry_count=task.retry_count,
+        timeout_seconds=task.timeout // SECOND,
+        max_retries=task.max_retries,
+        schedule_at=moment(task.run_at),
+        failures=[failure_reply(failure) for failure in detail.failures],
+    )
+
+
+def failure_reply(failure: Failure) -> FailureReply:
+    """One entry of a task's error history."""
+    return FailureReply(
+        attempt=failure.attempt,
+        at=moment(failure.at),
+        worker_id=failure.worker_id,
+        error=str(failure),
+        traceback=failure.traceback,
+    )
+
+
+def task_summary(task: Task) -> TaskSummary:
+    """A task as a line in a list."""
+    return TaskSummary(
+        task_id=task.id,
+        status=task.status,
+        task_type=task.task_type,
+        priority=task.priority,
+        created_at=moment(task.created_at),
+        updated_at=moment(task.updated_at),
+    )
+
+
+def claimed_reply(claimed: ClaimedTask) -> ClaimedReply:
+    """A task as its worker gets it. `attempt` counts executions since the last submit or retry."""
+    task = claimed.task
+    return ClaimedReply(
+        task_id=task.id,
+        token=task.token,
+        task_type=task.task_type,
+        payload=claimed.payload,
+        attempt=task.retry_count + 1,
+        timeout_seconds=task.timeout // SECOND,
+        priority=task.priority,
+        created_at=moment(task.created_at),
+    )
+
+
+def claim_reply(claimed: list[ClaimedTask]) -> ClaimReply:
+    """The answer to a claim."""
+    return ClaimReply(tasks=[claimed_reply(one) for one in claimed])
+
+
+def moved_reply(task: Task) -> MovedReply:
+    """The answer to a word about one task."""
+    return MovedReply(
+        task_id=task.id,
+        status=task.status,
+        retry_count=task.retry_count,
+        run_at=moment(task.run_at),
+    )
+
+
+def error_reply(error: TaskQueueError, wall: int) -> ErrorReply:
+    """The documented form of an error."""
+    return ErrorReply(error=error.message, code=error.code, timestamp=moment(wall))
