@@ -1,0 +1,1 @@
+"""What may happen, and when: operations, group commit, waiting, leases, housekeeping."""

@@ -1,0 +1,349 @@
+"""The broker: one method per operation, in the order of the API reference, workers' ones last.
+
+Methods that come down to one command return the ledger's future as it is, so that a door pays for
+nothing it does not need; the others are coroutines. Doors find them through `operations`.
+"""
+
+import asyncio
+import random
+import zlib
+from collections.abc import Awaitable
+from typing import Annotated, Final
+
+from msgspec import Meta, Struct
+
+from taskqueue.broker.ledger import Ledger
+from taskqueue.broker.metrics import Metrics
+from taskqueue.broker.upkeep import Upkeep
+from taskqueue.broker.waiting import ClaimRoom, EndWatch
+from taskqueue.broker.workers import Workers
+from taskqueue.core.batch import Applied, Batch
+from taskqueue.core.clock import SECOND, Clock, microseconds
+from taskqueue.core.commands import Cancel, Claim, Complete, Fail, Release, Retry, Submit
+from taskqueue.core.errors import (
+    BrokerUnavailable,
+    InvalidRequest,
+    QueueDepthExceeded,
+    TaskNotFound,
+    TaskQueueError,
+)
+from taskqueue.core.ids import canonical_task_id, new_task_id
+from taskqueue.core.task import ClaimedTask, Event, Status, Task, TaskDetail, Tier
+from taskqueue.storage.port import Count, Storage, TaskQuery, Totals
+from taskqueue.wire import messages as m
+
+HOUR: Final = 3600 * SECOND
+
+
+class BrokerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the broker keeps its queue."""
+
+    lease_seconds: Annotated[float, Meta(ge=1, le=3600)] = 30.0
+    """How long a silent worker keeps its tasks."""
+
+    retention_seconds: Annotated[float, Meta(ge=1, le=3_650 * 86_400)] = 7 * 86_400.0
+    """How long completed and cancelled tasks are kept."""
+
+    max_pending: Annotated[int, Meta(ge=1, le=10**12)] = 1_000_000
+    """How many pending tasks the queue takes before submits are refused."""
+
+
+class Broker:
+    """Everything that can be asked of the queue, in the words of `wire.messages`."""
+
+    def __init__(
+        self, storage: Storage, clock: Clock, settings: BrokerSettings, metrics: Metrics
+    ) -> None:
+        self.clock = clock
+        self.metrics = metrics
+        self.workers = Workers(clock, round(settings.lease_seconds * SECOND))
+        self._settings = settings
+        self._storage = storage
+        self._ledger = Ledger(storage, clock, metrics)
+        self._claims = ClaimRoom(self._ledger)
+        self._watch = EndWatch()
+        self.upkeep = Upkeep(
+            storage,
+            self._ledger,
+            self.workers,
+            clock,
+            round(settings.retention_seconds * SECOND),
+        )
+        self._random = random.Random()  # noqa: S311  jitter, not a secret
+        self._pending = 0
+        self._ledger.companions = self._claims.companions
+        self._ledger.on_commit = self._on_commit
+
+    async def open(self) -> None:
+        """Learn how full the queue is; call it once before any operation."""
+        self._pending = await self._storage.count(Status.PENDING, None)
+
+    async def close(self) -> None:
+        """Answer everybody who waits, settle what was taken, take nothing more."""
+        self.upkeep.close()
+        self._claims.close()
+        self._watch.close()
+        await self._ledger.close()
+
+    def submit(self, request: m.SubmitRequest) -> asyncio.Future[Task]:
+        """Put a task in the queue. Raises QueueDepthExceeded, InvalidRequest."""
+        return self._ledger.record(self._submission(request))
+
+    async def submit_batch(self, request: m.SubmitBatchRequest) -> m.SubmitBatchReply:
+        """Put several tasks in the queue; each has an outcome of its own."""
+        outcomes = [self._try_submit(task) for task in request.tasks]
+        return m.SubmitBatchReply(results=[await self._submit_outcome(one) for one in outcomes])
+
+    async def get(self, request: m.WaitRequest) -> TaskDetail:
+        """How a task stands: at once, or when it ends or the wait is over. Raises TaskNotFound."""
+        task_id = _known_form(request.task_id)
+        if not request.wait_ms:
+            return await self._detail(task_id)
+        with self._watch.watching(task_id) as ended:
+            detail = await self._detail(task_id)
+            if not detail.task.is_terminal:
+                await asyncio.wait([ended], timeout=request.wait_ms / 1000)
+                detail = await self._detail(task_id)
+        return detail
+
+    async def list_tasks(self, request: m.ListRequest) -> m.ListReply:
+        """One page of tasks, newest first, with the exact number that the filter matches."""
+        before = None
+        if request.cursor is not None:
+            if request.offset:
+                raise InvalidRequest("offset cannot go with a cursor; leave it out", field="offset")
+            before = _read_cursor(request.cursor, request)
+        tasks = await self._storage.find(
+            TaskQuery(request.status, request.task_type, request.limit, request.offset, before)
+        )
+        total = await self._storage.count(request.status, request.task_type)
+        is_full = len(tasks) == request.limit
+        return m.ListReply(
+            tasks=[m.task_summary(task) for task in tasks],
+            total=total,
+            limit=request.limit,
+            offset=request.offset,
+            next_cursor=_write_cursor(tasks[-1].seq, request) if is_full else None,
+        )
+
+    def cancel(self, request: m.TaskRequest) -> asyncio.Future[Task]:
+        """Take a task out of the queue. Raises TaskNotFound, InvalidStatus."""
+        return self._ledger.record(Cancel(_known_form(request.task_id)))
+
+    def retry(self, request: m.TaskRequest) -> asyncio.Future[Task]:
+        """Put a dead or cancelled task back. Raises TaskNotFound, InvalidStatus."""
+        return self._ledger.record(Retry(_known_form(request.task_id)))
+
+    async def stats(self, _request: m.NoRequest) -> m.StatsReply:
+        """The queue in figures."""
+        totals = await self.totals()
+        by_status: dict[Status, int] = dict.fromkeys(Status, 0)
+        depth = dict.fromkeys(Tier, 0)
+        for count in totals.counts:
+            by_status[count.key.status] += count.present
+            if count.key.status is Status.PENDING:
+                depth[count.key.tier] += count.present
+        recent = totals.recent
+        mean = recent.busy / recent.completed / 1000 if recent.completed else 0.0
+        return m.StatsReply(
+            pending_count=by_status[Status.PENDING],
+            in_progress_count=by_status[Status.IN_PROGRESS],
+            completed_last_hour=recent.completed,
+            failed_last_hour=recent.failed,
+            worker_count=len(self.workers),
+            avg_processing_time_ms=round(mean, 3),
+            queue_depth_by_priority=depth,
+        )
+
+    async def health(self, _request: m.NoRequest) -> m.HealthReply:
+        """Whether the broker can do its work: with an embedded engine, whether it can write."""
+        return m.HealthReply(
+            status="healthy" if self._ledger.is_writable else "degraded",
+            is_leader=True,
+            connected_workers=len(self.workers),
+            pending_tasks=self._pending,
+            cluster_healthy=self._ledger.is_writable,
+        )
+
+    def claim(self, request: m.ClaimRequest) -> asyncio.Future[list[ClaimedTask]]:
+        """Give a worker tasks; where there are none, wait for some. It is a sign of life."""
+        self.workers.renew(request.worker_id)
+        claim = Claim(request.worker_id, tuple(dict.fromkeys(request.task_types)), request.count)
+        return self._claims.claim(claim, request.wait_ms / 1000)
+
+    def complete(self, request: m.CompleteRequest) -> asyncio.Future[Task]:
+        """An attempt succeeded. Raises TaskNotFound, LeaseLost."""
+        task_id = _known_form(request.task_id)
+        return self._ledger.record(Complete(task_id, request.token, request.result))
+
+    def fail(self, request: m.FailRequest) -> asyncio.Future[Task]:
+        """An attempt failed. Raises TaskNotFound, LeaseLost."""
+        delay = request.delay_seconds
+        return self._ledger.record(
+            Fail(
+                task_id=_known_form(request.task_id),
+                token=request.token,
+                kind=request.kind,
+                message=request.message,
+                traceback=request.traceback,
+                retryable=request.retryable,
+                delay=None if delay is None else round(delay * SECOND),
+                spread=self._random.uniform(-1, 1),
+            )
+        )
+
+    def release(self, request: m.ReleaseRequest) -> asyncio.Future[Task]:
+        """A worker gives a task back unfinished. Raises TaskNotFound, LeaseLost."""
+        return self._ledger.record(Release(_known_form(request.task_id), request.token))
+
+    async def beat(self, request: m.BeatRequest) -> m.BeatReply:
+        """Renew a worker's lease, tell it what it has lost, take back what it does not know of."""
+        self.workers.renew(request.worker_id)
+        return m.BeatReply(
+            lost=await self._reconcile(request), lease_seconds=self._settings.lease_seconds
+        )
+
+    async def leave(self, request: m.LeaveRequest) -> m.LeaveReply:
+        """A worker says goodbye: put back what it still holds."""
+        held = await self._storage.held([request.worker_id])
+        words = [self._ledger.record(Release(task.id, task.token)) for task in held]
+        outcomes = await asyncio.gather(*words, return_exceptions=True)
+        self.workers.forget(request.worker_id)
+        return m.LeaveReply(released=sum(isinstance(outcome, Task) for outcome in outcomes))
+
+    async def totals(self) -> Totals:
+        """The counters over all task types, with the last hour."""
+        return await self._storage.totals(self.clock.wall() - HOUR)
+
+    async def counts(self) -> list[Count]:
+        """The counters by task type."""
+        return await self._storage.counts()
+
+    def _on_commit(self, batch: Batch, applied: Applied) -> None:
+        self._pending = applied.pending
+        self.upkeep.note(batch, applied)
+        self._watch.tell(batch, applied)
+        for task in applied.moved:
+            if task.last_event is Event.COMPLETE and task.claimed_at is not None:
+                seconds = (batch.steady - task.claimed_at) / SECOND
+                self.metrics.attempt_ended(task.task_type, seconds)
+        if applied.ready:
+            self._claims.wake(applied.ready)
+
+    def _submission(self, request: m.SubmitRequest) -> Submit:
+        if self._pending >= self._settings.max_pending:
+            raise QueueDepthExceeded(
+                f"The queue holds {self._pending} pending tasks, as many as it may; "
+                "try again when some are done",
+                retry_after=1.0,
+            )
+        now = self.clock.wall()
+        task_id = new_task_id() if request.task_id is None else _chosen_id(request.task_id)
+        task = Task(
+            0,
+            task_id,
+            request.task_type,
+            request.priority,
+            Status.PENDING,
+            _run_at(request, now),
+            request.timeout_seconds * SECOND,
+            request.max_retries,
+            zlib.crc32(request.payload),
+            now,
+            now,
+        )
+        return Submit(task, request.payload)
+
+    def _try_submit(self, request: m.SubmitRequest) -> Awaitable[Task] | TaskQueueError:
+        try:
+            return self.submit(request)
+        except TaskQueueError as error:
+            return error
+
+    async def _submit_outcome(
+        self, outcome: Awaitable[Task] | TaskQueueError
+    ) -> m.SubmitReply | m.ErrorReply:
+        try:
+            if isinstance(outcome, TaskQueueError):
+                raise outcome
+            return m.submit_reply(await outcome)
+        except TaskQueueError as error:
+            return m.error_reply(error, self.clock.wall())
+
+    async def _detail(self, task_id: str) -> TaskDetail:
+        detail = await self._storage.get(task_id)
+        if detail is None:
+            raise TaskNotFound("Task not found")
+        return detail
+
+    async def _reconcile(self, request: m.BeatRequest) -> list[str]:
+        try:
+            held = await self._storage.held([request.worker_id])
+        except BrokerUnavailable:
+            return []  # a beat needs no storage; what was lost is told with a later one
+        tokens = {task.id: task.token for task in held}
+        named = {claim.task_id.lower(): claim.token for claim in request.held}
+        # A claim younger than a lease may still be on its way to the worker.
+        settled = self.clock.steady() - self.workers.lease
+        unknown = [
+            task for task in held if task.id not in named and (task.claimed_at or 0) < settled
+        ]
+        if unknown:
+            await self.upkeep.take_back(
+                unknown, Event.LOSE, "the worker does not know of this claim"
+            )
+        return [task_id for task_id, token in named.items() if tokens.get(task_id) != token]
+
+
+def _known_form(task_id: str) -> str:
+    canonical = canonical_task_id(task_id)
+    if canonical is None:
+        raise TaskNotFound("Task not found")
+    return canonical
+
+
+def _chosen_id(task_id: str) -> str:
+    canonical = canonical_task_id(task_id)
+    if canonical is None:
+        raise InvalidRequest(
+            "task_id must be a UUID such as 0192f0c1-2f8e-7cc2-98b4-1f2d3c4b5a69", field="task_id"
+        )
+    return canonical
+
+
+def _run_at(request: m.SubmitRequest, now: int) -> int:
+    if request.delay_seconds is not None:
+        if request.schedule_at is not None:
+            raise InvalidRequest(
+                "delay_seconds cannot go with schedule_at; give one of them", field="delay_seconds"
+            )
+        return now + round(request.delay_seconds * SECOND)
+    if request.schedule_at is None:
+        return now
+    try:
+        return max(now, microseconds(request.schedule_at))
+    except OverflowError:
+        raise InvalidRequest(
+            "schedule_at must lie between the years 1 and 9999 in UTC", field="schedule_at"
+        ) from None
+
+
+def _write_cursor(seq: int, request: m.ListRequest) -> str:
+    return f"{seq:x}-{_cursor_check(seq, request):08x}"
+
+
+def _read_cursor(cursor: str, request: m.ListRequest) -> int:
+    digits, _, _check = cursor.partition("-")
+    try:
+        seq = int(digits, 16)
+    except ValueError:
+        seq = -1
+    if seq < 0 or cursor != _write_cursor(seq, request):
+        raise InvalidRequest(
+            "cursor must be the next_cursor of a page with the same filters", field="cursor"
+        )
+    return seq
+
+
+def _cursor_check(seq: int, request: m.ListRequest) -> int:
+    return zlib.crc32(f"{seq}|{request.status}|{request.task_type}".encode())
