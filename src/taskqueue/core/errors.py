@@ -12,7 +12,8 @@ TaskQueueError
 ├── LeaseLost               the claim is over; what its worker says no longer counts
 ├── QueueDepthExceeded
 ├── BrokerUnavailable       nothing was changed; try again later
-│   └── OutcomeUnknown      the change may or may not have happened; repeat with the same id
+│   ├── OutcomeUnknown      the change may or may not have happened; repeat with the same id
+│   └── StorageRefused      the storage must not be opened as it is; an operator has to decide
 └── InternalError
     └── DataDamaged         stored bytes do not match their checksum
 """
@@ -107,6 +108,10 @@ class BrokerUnavailable(TaskQueueError):
 
 class OutcomeUnknown(BrokerUnavailable):
     """The change may or may not be durable. Repeating it with the same id is safe."""
+
+
+class StorageRefused(BrokerUnavailable):
+    """The storage must not be opened as it is. The message says why and what to do."""
 
 
 class InternalError(TaskQueueError):

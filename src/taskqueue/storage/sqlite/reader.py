@@ -1,0 +1,268 @@
+"""Reads: short, on read-only connections of their own, never in the writer's way."""
+
+import threading
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import apsw
+import msgspec
+
+from taskqueue.core.batch import CounterKey, Minute
+from taskqueue.core.errors import BrokerUnavailable, DataDamaged
+from taskqueue.core.task import Failure, Status, Task, TaskDetail, Tier
+from taskqueue.storage.port import Count, TaskQuery, Totals
+from taskqueue.storage.sqlite import statements as sql
+from taskqueue.storage.sqlite.transaction import load_tasks
+
+CACHE_KIB: Final = 8 * 1024
+BUSY_MS: Final = 2_000
+
+
+class Reader:
+    """Questions to the database, each answered from one snapshot. Safe to use from any thread."""
+
+    def __init__(self, database: Path) -> None:
+        self._database = database
+        self._local = threading.local()
+        self._connections: list[apsw.Connection] = []
+
+    def close(self) -> None:
+        """Close every thread's connection; nothing may be under way."""
+        while self._connections:
+            self._connections.pop().close()
+
+    def get(self, task_id: str) -> TaskDetail | None:
+        """One task, its result checked against its checksum, its failures oldest first."""
+        with self._snapshot() as connection:
+            found = load_tasks(connection, sql.LOAD, (msgspec.json.encode([task_id]).decode(),))
+            if not found:
+                return None
+            task = found[0]
+            result = _checked(
+                connection.execute("SELECT crc, data FROM results WHERE seq = ?", (task.seq,)),
+                f"the stored result of task {task_id} does not match its checksum",
+            )
+            failures = sql.rows_of(
+                connection,
+                "SELECT attempt, at, worker_id, kind, message, traceback FROM failures "
+                "WHERE seq = ? ORDER BY rowid",
+                (task.seq,),
+            )
+        return TaskDetail(task, result, [Failure(*row) for row in failures])
+
+    def payload(self, task_id: str) -> bytes | None:
+        """The bytes of a task, checked."""
+        rows = self._rows(
+            "SELECT payload_crc, data FROM tasks JOIN payloads USING (seq) WHERE id = ?", (task_id,)
+        )
+        return _checked(rows, f"the stored payload of task {task_id} does not match its checksum")
+
+    def find(self, query: TaskQuery) -> list[Task]:
+        """The tasks a query asks for, newest first, by the narrower of the indexes that fit."""
+        conditions: list[str] = []
+        bindings: list[Any] = []
+        if query.status is not None:
+            # Spelt out: SQLite compares the text of a condition with that of a partial index.
+            is_running = query.status is Status.IN_PROGRESS
+            conditions.append(f"status = '{query.status}'")
+            conditions += [] if is_running else ["status <> 'in_progress'"]
+        if query.task_type is not None:
+            conditions.append("task_type = ?")
+            bindings.append(query.task_type)
+        if query.before_seq is not None:
+            conditions.append("seq < ?")
+            bindings.append(query.before_seq)
+        where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
+        statement = f"""
+            SELECT {sql.AS_JSON} FROM (
+                SELECT * FROM tasks {self._best_index(query)} {where}
+                ORDER BY seq DESC LIMIT ? OFFSET ?)"""
+        with self._snapshot() as connection:
+            return load_tasks(connection, statement, (*bindings, query.limit, query.offset))
+
+    def count(self, status: Status | None, task_type: str | None) -> int:
+        """How many tasks there are, by the counters."""
+        ((number,),) = self._rows(
+            "SELECT coalesce(sum(present), 0) FROM counters "
+            "WHERE task_type = ?1 AND (?2 IS NULL OR status = ?2)",
+            (task_type or "", status),
+        )
+        return int(number)
+
+    def totals(self, since: int) -> Totals:
+        """The counters over all types and the recent minutes."""
+        with self._snapshot() as connection:
+            counts = sql.rows_of(connection, "SELECT * FROM counters WHERE task_type = ''")
+            completed, failed, busy = sql.row_of(
+                connection,
+                "SELECT coalesce(sum(completed), 0), coalesce(sum(failed), 0), "
+                "coalesce(sum(busy), 0) FROM minutes WHERE minute >= ?",
+                (since,),
+            )
+            types = sql.rows_of(
+                connection,
+                "SELECT task_type FROM counters "
+                "WHERE status IN ('pending', 'failed') AND present > 0 AND task_type <> '' "
+                "GROUP BY task_type LIMIT 1000",
+            )
+            oldest = [self._oldest_ready(connection, task_type) for (task_type,) in types]
+        return Totals(
+            [_as_count(row) for row in counts],
+            Minute(completed, failed, busy),
+            min((one for one in oldest if one is not None), default=None),
+        )
+
+    def counts(self) -> list[Count]:
+        """The counters of each type."""
+        return [
+            _as_count(row) for row in self._rows("SELECT * FROM counters WHERE task_type <> ''")
+        ]
+
+    def overdue(self, steady: int, limit: int) -> list[Task]:
+        """Running tasks past their deadline: one look-up for each holder."""
+        statement = f"""
+            SELECT {sql.AS_JSON} FROM (
+                SELECT tasks.* FROM json_each(?) AS holder CROSS JOIN tasks
+                ON status = 'in_progress' AND worker_id = holder.value AND deadline <= ?
+                LIMIT ?)"""
+        holders = msgspec.json.encode(self.holders()).decode()
+        with self._snapshot() as connection:
+            return load_tasks(connection, statement, (holders, steady, limit))
+
+    def held(self, worker_ids: Sequence[str]) -> list[Task]:
+        """What these workers hold."""
+        statement = f"""
+            SELECT {sql.AS_JSON} FROM (
+                SELECT tasks.* FROM json_each(?) AS holder CROSS JOIN tasks
+                ON status = 'in_progress' AND worker_id = holder.value)"""
+        wanted = msgspec.json.encode(list(worker_ids)).decode()
+        with self._snapshot() as connection:
+            return load_tasks(connection, statement, (wanted,))
+
+    def holders(self) -> list[str]:
+        """Every worker that holds something: one step of the index for each."""
+        rows = self._rows(
+            """
+            WITH RECURSIVE holder (id) AS (
+                SELECT min(worker_id) FROM tasks WHERE status = 'in_progress'
+                UNION ALL
+                SELECT (SELECT min(worker_id) FROM tasks
+                        WHERE status = 'in_progress' AND worker_id > holder.id)
+                FROM holder WHERE holder.id IS NOT NULL)
+            SELECT json_group_array(id) FROM holder WHERE id IS NOT NULL"""
+        )
+        return msgspec.json.decode(rows[0][0], type=list[str])
+
+    def next_due(self) -> int | None:
+        """When the next waiting task is due."""
+        ((moment,),) = self._rows(sql.NEXT_DUE)
+        return None if moment is None else int(moment)
+
+    def audit(self) -> list[str]:
+        """Each difference between what is counted and what is there."""
+        found: list[str] = []
+        with self._snapshot() as connection:
+            for text, statement in _AUDIT:
+                found += [text.format(*row) for row in connection.execute(statement)]
+        return found
+
+    def _best_index(self, query: TaskQuery) -> str:
+        if query.status is None or query.task_type is None or query.status is Status.IN_PROGRESS:
+            return ""
+        by_type = self.count(None, query.task_type) < self.count(query.status, None)
+        return "INDEXED BY by_type" if by_type else "INDEXED BY by_status"
+
+    def _oldest_ready(self, connection: apsw.Connection, task_type: str) -> int | None:
+        # By levels of priority, each one probe of the index: at most 256 for a type.
+        (oldest,) = sql.row_of(
+            connection,
+            """
+            WITH RECURSIVE level (priority) AS (
+                SELECT max(priority) FROM tasks WHERE ready = 1 AND task_type = ?1
+                UNION ALL
+                SELECT (SELECT max(priority) FROM tasks
+                        WHERE ready = 1 AND task_type = ?1 AND tasks.priority < level.priority)
+                FROM level WHERE level.priority IS NOT NULL)
+            SELECT min((SELECT min(run_at) FROM tasks
+                        WHERE ready = 1 AND task_type = ?1 AND tasks.priority = level.priority))
+            FROM level WHERE level.priority IS NOT NULL""",
+            (task_type,),
+        )
+        return None if oldest is None else int(oldest)
+
+    def _rows(self, statement: str, bindings: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        with self._snapshot() as connection:
+            return sql.rows_of(connection, statement, bindings)
+
+    @contextmanager
+    def _snapshot(self) -> Iterator[apsw.Connection]:
+        """A read transaction; errors of the database come out as BrokerUnavailable."""
+        connection: apsw.Connection | None = getattr(self._local, "connection", None)
+        try:
+            if connection is None:
+                connection = self._open()
+            connection.execute("BEGIN")
+            try:
+                yield connection
+            finally:
+                connection.execute("ROLLBACK")
+        except apsw.Error as error:
+            raise BrokerUnavailable(f"The storage cannot be read: {error}") from error
+
+    def _open(self) -> apsw.Connection:
+        connection = apsw.Connection(str(self._database), apsw.SQLITE_OPEN_READONLY)
+        connection.set_busy_timeout(BUSY_MS)
+        connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}").fetchall()
+        self._local.connection = connection
+        self._connections.append(connection)
+        return connection
+
+
+def _checked(rows: Any, complaint: str) -> bytes | None:
+    for crc, data in rows:
+        if zlib.crc32(data) != crc:
+            raise DataDamaged(complaint)
+        return bytes(data)
+    return None
+
+
+def _as_count(row: tuple[Any, ...]) -> Count:
+    task_type, status, tier, present, entered = row
+    return Count(CounterKey(task_type, Status(status), Tier(tier)), present, entered)
+
+
+_TIER: Final = (
+    "CASE WHEN priority >= 200 THEN 'high' WHEN priority >= 100 THEN 'normal' ELSE 'low' END"
+)
+_RECOUNT: Final = f"""
+    WITH truth AS (
+        SELECT task_type, status, {_TIER} AS tier, count(*) AS number FROM tasks GROUP BY 1, 2, 3
+        UNION ALL
+        SELECT '', status, {_TIER} AS tier, count(*) FROM tasks GROUP BY 1, 2, 3)
+    SELECT task_type, status, tier, coalesce(present, 0), coalesce(number, 0)
+    FROM truth FULL JOIN counters USING (task_type, status, tier)
+    WHERE coalesce(present, 0) <> coalesce(number, 0)"""
+_AUDIT: Final = (
+    ("counter of type {0!r}, {1}, {2}: says {3}, there are {4}", _RECOUNT),
+    (
+        "task {0} is {1}, but its readiness is {2}",
+        "SELECT id, status, ready FROM tasks "
+        "WHERE (status IN ('pending', 'failed')) <> (ready IS NOT NULL)",
+    ),
+    (
+        "task {0} runs without worker or deadline",
+        "SELECT id FROM tasks WHERE status = 'in_progress' "
+        "AND (worker_id IS NULL OR deadline IS NULL OR claimed_at IS NULL)",
+    ),
+    (
+        "task {0} has no payload",
+        "SELECT id FROM tasks WHERE seq NOT IN (SELECT seq FROM payloads)",
+    ),
+    (
+        "task {0} is completed, but has no result",
+        "SELECT id FROM tasks WHERE status = 'completed' AND seq NOT IN (SELECT seq FROM results)",
+    ),
+)
