@@ -126,35 +126,31 @@ class Transaction:
 
     def _serve(self, claimants: list[Claimant]) -> None:
         """Deal ready tasks out to claims on the same types, first come, first served."""
-        types = claimants[0][1].task_types
         while True:
-            plan = self._plan(claimants, self._pick(types, claimants))
+            plan = self._plan(claimants, self._pick(claimants))
             payloads = self._payloads([task for _, task in plan])
-            sound = {
-                task.seq: zlib.crc32(payloads[task.seq]) == task.payload_crc for _, task in plan
-            }
-            if all(sound.values()):
+            damaged = [
+                task for _, task in plan if zlib.crc32(payloads[task.seq]) != task.payload_crc
+            ]
+            if not damaged:
                 break
-            for _, task in plan:
-                if not sound[task.seq]:
-                    self._promoted.pop(task.seq, None)
-                    self.work.bury_damaged(task)
+            for task in damaged:
+                self._promoted.pop(task.seq, None)
+                self.work.bury_damaged(task)
             self._write()
         served: dict[int, list[ClaimedTask]] = {place: [] for place, _ in claimants}
         workers = {place: claim.worker_id for place, claim in claimants}
         for place, task in plan:
+            payload = payloads[task.seq]
             self._promoted.pop(task.seq, None)
-            after = self.work.claim(task, workers[place])
-            served[place].append(ClaimedTask(after, payloads[task.seq]))
-        self.outcomes_of(served)
-        self._write()
-
-    def outcomes_of(self, served: dict[int, list[ClaimedTask]]) -> None:
-        """Enter what the claims got."""
+            self._bytes_left -= len(payload)
+            served[place].append(ClaimedTask(self.work.claim(task, workers[place]), payload))
         for place, claimed in served.items():
             self.outcomes[place] = claimed
+        self._write()
 
-    def _pick(self, types: tuple[str, ...], claimants: list[Claimant]) -> list[tuple[Task, int]]:
+    def _pick(self, claimants: list[Claimant]) -> list[tuple[Task, int]]:
+        types = claimants[0][1].task_types
         limit = sum(claim.limit for _, claim in claimants)
         bindings = [value for name in types for value in (name, limit)]
         return _PICKED.decode(
@@ -166,6 +162,7 @@ class Transaction:
     ) -> list[tuple[int, Task]]:
         """Who gets which task: in order, within each claim's number and the limits on bytes."""
         plan: list[tuple[int, Task]] = []
+        bytes_left = self._bytes_left
         following = iter(picked)
         upcoming = next(following, None)
         for place, claim in claimants:
@@ -173,11 +170,11 @@ class Transaction:
             while upcoming is not None and number < claim.limit:
                 task, weight = upcoming
                 is_too_heavy = number and size + weight > LARGEST_CLAIM_BYTES
-                if is_too_heavy or weight > self._bytes_left:
+                if is_too_heavy or weight > bytes_left:
                     break
                 plan.append((place, task))
                 number, size = number + 1, size + weight
-                self._bytes_left -= weight
+                bytes_left -= weight
                 upcoming = next(following, None)
         return plan
 

@@ -220,4 +220,5 @@ def checkpoint_aside(folder: DataFolder, mark: CommitMark) -> None:
 
 def _checkpoint(connection: apsw.Connection, mark: CommitMark) -> None:
     mark.sync()
-    connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+    with contextlib.suppress(apsw.BusyError):  # another checkpoint is at it
+        connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
