@@ -1,0 +1,207 @@
+"""The grammar of native commands: which word is which field of which request.
+
+A command is its fixed words, then options as keyword and value in any order. The limits of each
+field stand on the request structs; here only text becomes numbers, and strictly: Python's own
+`int` would take `1_000` or Arabic digits.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from taskqueue.broker.operations import BY_NAME, Operation
+from taskqueue.core.errors import InvalidRequest
+from taskqueue.doors.faults import invalid
+
+Words = Sequence[bytes]
+
+_INTEGER: Final = re.compile(rb"-?[0-9]{1,20}")
+_DECIMAL: Final = re.compile(rb"-?[0-9]{1,20}(?:\.[0-9]{1,20})?")
+
+
+class Field(NamedTuple):
+    """A field of a request, and how its word is read."""
+
+    name: str
+    read: Callable[[bytes, str], Any]
+
+
+class Rest(NamedTuple):
+    """A field that takes all words to the end: from its keyword on, or after the fixed ones."""
+
+    name: str
+    read: Callable[[Words, str], Any]
+    keyword: bytes | None = None
+
+
+class Grammar(NamedTuple):
+    """How the words of one command become the fields of its request."""
+
+    operation: Operation
+    fixed: tuple[Field, ...]
+    options: dict[bytes, Field]
+    rest: Rest | None = None
+
+    @property
+    def usage(self) -> str:
+        """The command as its documentation writes it."""
+        parts = [str(self.operation.native), *(field.name for field in self.fixed)]
+        parts += [f"[{keyword.decode()} {field.name}]" for keyword, field in self.options.items()]
+        if self.rest is not None:
+            keyword = f"{self.rest.keyword.decode()} " if self.rest.keyword else ""
+            parts.append(f"{keyword}{self.rest.name} …")
+        return " ".join(parts)
+
+    def request(self, words: Words) -> Any:
+        """The request that the words after the command's name stand for.
+
+        Raises InvalidRequest, PayloadTooLarge.
+        """
+        if len(words) < len(self.fixed):
+            raise InvalidRequest(f"too few words; usage: {self.usage}")
+        values = {
+            field.name: field.read(word, field.name)
+            for field, word in zip(self.fixed, words, strict=False)
+        }
+        if len(words) > len(self.fixed):
+            self._read_options(words[len(self.fixed) :], values)
+        try:
+            return msgspec.convert(values, self.operation.request)
+        except msgspec.ValidationError as error:
+            raise invalid(error, self.operation.request, _sent(values)) from None
+
+    def _read_options(self, words: Words, values: dict[str, Any]) -> None:
+        rest = self.rest
+        if rest is not None and rest.keyword is None:
+            values[rest.name] = rest.read(words, rest.name)
+            return
+        for place in range(0, len(words), 2):
+            keyword = words[place].upper()
+            if rest is not None and keyword == rest.keyword:
+                values[rest.name] = rest.read(words[place + 1 :], rest.name)
+                return
+            field = self.options.get(keyword)
+            if field is None:
+                raise InvalidRequest(f"unknown option {_shown(words[place])}; usage: {self.usage}")
+            if place + 1 == len(words):
+                raise InvalidRequest(f"option {keyword.decode()} needs a value", field=field.name)
+            if field.name in values:
+                raise InvalidRequest(f"option {keyword.decode()} is given twice", field=field.name)
+            values[field.name] = field.read(words[place + 1], field.name)
+
+
+def _text(word: bytes, name: str) -> str:
+    try:
+        return word.decode()
+    except UnicodeDecodeError:
+        raise InvalidRequest(f"{name} must be UTF-8 text", field=name) from None
+
+
+def _bytes(word: bytes, _name: str) -> bytes:
+    return word
+
+
+def _integer(word: bytes, name: str) -> int:
+    if not _INTEGER.fullmatch(word):
+        raise InvalidRequest(f"{name} must be a whole number, got {_shown(word)}", field=name)
+    return int(word)
+
+
+def _decimal(word: bytes, name: str) -> float:
+    if not _DECIMAL.fullmatch(word):
+        raise InvalidRequest(f"{name} must be a decimal number, got {_shown(word)}", field=name)
+    return float(word)
+
+
+def _yes_or_no(word: bytes, name: str) -> bool:
+    if word.lower() not in (b"yes", b"no"):
+        raise InvalidRequest(f"{name} must be yes or no, got {_shown(word)}", field=name)
+    return word.lower() == b"yes"
+
+
+def _texts(words: Words, name: str) -> list[str]:
+    return [_text(word, name) for word in words]
+
+
+def _claims(words: Words, name: str) -> list[tuple[str, int]]:
+    if len(words) % 2:
+        raise InvalidRequest(f"{name} must be pairs of a task id and its token", field=name)
+    return [
+        (_text(words[place], "task_id"), _integer(words[place + 1], "token"))
+        for place in range(0, len(words), 2)
+    ]
+
+
+def _shown(word: bytes) -> str:
+    return ascii(word[:40].decode(errors="replace"))
+
+
+def _sent(values: dict[str, Any]) -> Callable[[str], str | None]:
+    def sent(field: str) -> str | None:
+        value = values.get(field)
+        return None if value is None or isinstance(value, bytes | list) else str(value)
+
+    return sent
+
+
+_TASK_ID: Final = Field("task_id", _text)
+_TOKEN: Final = Field("token", _integer)
+
+GRAMMARS: Final = {
+    grammar.operation.native.encode(): grammar
+    for grammar in (
+        Grammar(
+            BY_NAME["submit"],
+            (Field("task_type", _text), Field("payload", _bytes)),
+            {
+                b"ID": _TASK_ID,
+                b"PRIORITY": Field("priority", _integer),
+                b"AT": Field("schedule_at", _text),
+                b"DELAY": Field("delay_seconds", _decimal),
+                b"TIMEOUT": Field("timeout_seconds", _integer),
+                b"RETRIES": Field("max_retries", _integer),
+            },
+        ),
+        Grammar(BY_NAME["get"], (_TASK_ID,), {}),
+        Grammar(BY_NAME["wait"], (_TASK_ID, Field("wait_ms", _integer)), {}),
+        Grammar(
+            BY_NAME["list"],
+            (),
+            {
+                b"STATUS": Field("status", _text),
+                b"TYPE": Field("task_type", _text),
+                b"LIMIT": Field("limit", _integer),
+                b"OFFSET": Field("offset", _integer),
+                b"CURSOR": Field("cursor", _text),
+            },
+        ),
+        Grammar(BY_NAME["cancel"], (_TASK_ID,), {}),
+        Grammar(BY_NAME["retry"], (_TASK_ID,), {}),
+        Grammar(BY_NAME["stats"], (), {}),
+        Grammar(BY_NAME["health"], (), {}),
+        Grammar(
+            BY_NAME["claim"],
+            (Field("worker_id", _text),),
+            {b"COUNT": Field("count", _integer), b"BLOCK": Field("wait_ms", _integer)},
+            rest=Rest("task_types", _texts, b"TYPES"),
+        ),
+        Grammar(BY_NAME["complete"], (_TASK_ID, _TOKEN), {b"RESULT": Field("result", _bytes)}),
+        Grammar(
+            BY_NAME["fail"],
+            (_TASK_ID, _TOKEN, Field("message", _text)),
+            {
+                b"KIND": Field("kind", _text),
+                b"TRACEBACK": Field("traceback", _text),
+                b"DELAY": Field("delay_seconds", _decimal),
+                b"RETRYABLE": Field("retryable", _yes_or_no),
+            },
+        ),
+        Grammar(BY_NAME["release"], (_TASK_ID, _TOKEN), {}),
+        Grammar(BY_NAME["beat"], (Field("worker_id", _text),), {}, rest=Rest("held", _claims)),
+        Grammar(BY_NAME["leave"], (Field("worker_id", _text),), {}),
+    )
+    if grammar.operation.native is not None
+}
+"""The grammar of every native command, by its name in capitals."""
