@@ -19,7 +19,7 @@ from taskqueue.broker.waiting import ClaimRoom, EndWatch
 from taskqueue.broker.workers import Workers
 from taskqueue.core.batch import Applied, Batch
 from taskqueue.core.clock import SECOND, Clock, microseconds
-from taskqueue.core.commands import Cancel, Claim, Complete, Fail, Release, Retry, Submit
+from taskqueue.core.commands import Cancel, Claim, Complete, Fail, Progress, Release, Retry, Submit
 from taskqueue.core.errors import (
     BrokerUnavailable,
     InvalidRequest,
@@ -190,6 +190,12 @@ class Broker:
                 delay=None if delay is None else round(delay * SECOND),
                 spread=self._random.uniform(-1, 1),
             )
+        )
+
+    def progress(self, request: m.ProgressRequest) -> asyncio.Future[Task]:
+        """An attempt says how far it is. Raises TaskNotFound, LeaseLost."""
+        return self._ledger.record(
+            Progress(_known_form(request.task_id), request.token, request.fraction, request.note)
         )
 
     def release(self, request: m.ReleaseRequest) -> asyncio.Future[Task]:

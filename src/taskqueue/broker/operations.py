@@ -180,6 +180,17 @@ OPERATIONS: Final = (
         "TQ.FAIL",
     ),
     Operation(
+        "progress",
+        "An attempt says how far it is",
+        "work",
+        m.ProgressRequest,
+        m.MovedReply,
+        Broker.progress,
+        m.moved_reply,
+        None,
+        "TQ.PROGRESS",
+    ),
+    Operation(
         "release",
         "Give a task back unfinished",
         "work",

@@ -7,11 +7,12 @@ module keeps the books of one batch.
 
 from collections import Counter
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from msgspec import Struct, field, structs
 
 from taskqueue.core import lifecycle
-from taskqueue.core.commands import Command, Complete, Outcome, Submit, TaskCommand
+from taskqueue.core.commands import Command, Complete, Outcome, Progress, Submit, TaskCommand
 from taskqueue.core.errors import TaskNotFound, TaskQueueError
 from taskqueue.core.task import CLAIMABLE, Event, Failure, Status, Task, Tier, tier_of
 
@@ -41,7 +42,7 @@ class Applied(Struct, frozen=True):
     pending: int
 
 
-class CounterKey(Struct, frozen=True):
+class CounterKey(NamedTuple):
     """What tasks are counted by."""
 
     task_type: str
@@ -98,6 +99,7 @@ class WorkingSet:
 
     def __init__(self, batch: Batch, loaded: Iterable[Task], next_seq: int) -> None:
         self.moved: list[Task] = []
+        self.has_changed = False
         self.tally = Tally()
         self.next_seq = next_seq
         self._wall = batch.wall
@@ -128,7 +130,9 @@ class WorkingSet:
         if task is None:
             raise TaskNotFound("Task not found")
         after, failure = lifecycle.settle(task, command, wall=self._wall)
-        if after is not task:
+        if isinstance(command, Progress):
+            self._keep(after)
+        elif after is not task:
             self._record(task, after)
             if isinstance(command, Complete):
                 self._changes.results.append((task.seq, command.result))
@@ -183,8 +187,12 @@ class WorkingSet:
             if (task := self._tasks[task_id]).status in CLAIMABLE and task.run_at <= self._wall
         )
 
-    def _record(self, before: Task | None, after: Task) -> None:
+    def _keep(self, after: Task) -> None:
+        self.has_changed = True
         self._tasks[after.id] = after
         self._touched.add(after.id)
+
+    def _record(self, before: Task | None, after: Task) -> None:
+        self._keep(after)
         self.moved.append(after)
         self.tally.move(before, after, self._steady)

@@ -45,6 +45,15 @@ class Fail(Struct, frozen=True):
     spread: float = 0.0
 
 
+class Progress(Struct, frozen=True):
+    """The attempt with this token says how far it is: `fraction` from 0 to 1, and a note."""
+
+    task_id: str
+    token: int
+    fraction: float
+    note: str
+
+
 class Release(Struct, frozen=True):
     """The worker gives the task back unfinished; it costs no retry."""
 
@@ -87,7 +96,7 @@ class Purge(Struct, frozen=True):
     limit: int
 
 
-TaskCommand = Complete | Fail | Release | TakeBack | Cancel | Retry
+TaskCommand = Complete | Fail | Progress | Release | TakeBack | Cancel | Retry
 """Commands about one task that exists; their outcome is the task after it."""
 
 Command = TaskCommand | Submit | Claim | Promote | Purge
@@ -103,6 +112,7 @@ __all__ = [
     "Fail",
     "Failure",
     "Outcome",
+    "Progress",
     "Promote",
     "Purge",
     "Release",

@@ -1,6 +1,6 @@
 """The life of a task, whole: which event leads from which status to which, and what it changes.
 
-Every change of a task goes through `_move`, which looks the step up in `MOVES`; there is no other
+Every change of status goes through `_move`, which looks the step up in `MOVES`; there is no other
 way to a new status. All functions are pure: the time comes with the call, the engine writes what
 they return.
 """
@@ -13,6 +13,7 @@ from taskqueue.core.commands import (
     Cancel,
     Complete,
     Fail,
+    Progress,
     Release,
     Retry,
     Submit,
@@ -66,6 +67,9 @@ def settle(task: Task, command: TaskCommand, *, wall: int) -> tuple[Task, Failur
             return _move(task, Event.RETRY, wall, retry_count=0, run_at=wall, worker_id=None), None
         case TakeBack():
             return _take_back(task, command, wall)
+        case Progress():
+            _require_lease(task, command.token)
+            return _note_progress(task, command, wall), None
         case Complete() | Fail() | Release():
             return _end_attempt(task, command, wall)
         case _:
@@ -82,6 +86,8 @@ def claim(task: Task, worker_id: str, *, wall: int, steady: int) -> Task:
         worker_id=worker_id,
         claimed_at=steady,
         deadline=steady + task.timeout,
+        progress=None,
+        progress_note="",
     )
 
 
@@ -103,6 +109,15 @@ def require_same_submission(task: Task, repeat: Submit) -> None:
                 "choose a new id for a new task",
                 field="task_id",
             )
+
+
+def _note_progress(task: Task, command: Progress, wall: int) -> Task:
+    return structs.replace(
+        task,
+        progress=command.fraction,
+        progress_note=command.note,
+        updated_at=max(wall, task.updated_at),
+    )
 
 
 def _move(task: Task, event: Event, wall: int, *, exhausted: bool = False, **changes: Any) -> Task:

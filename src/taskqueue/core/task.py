@@ -6,7 +6,13 @@ from typing import Final
 from msgspec import Struct
 
 
-class Status(StrEnum):
+class Word(StrEnum):
+    """A word of the queue's vocabulary; it hashes as its text does, in C."""
+
+    __hash__ = str.__hash__
+
+
+class Status(Word):
     """Where a task stands in its life. `lifecycle.MOVES` says how it gets from one to the next."""
 
     PENDING = "pending"
@@ -24,7 +30,7 @@ CLAIMABLE: Final = frozenset({Status.PENDING, Status.FAILED})
 """The statuses from which a worker may claim a task once its `run_at` has come."""
 
 
-class Event(StrEnum):
+class Event(Word):
     """What can happen to a task. The last one is kept with it."""
 
     SUBMIT = "submit"
@@ -39,7 +45,7 @@ class Event(StrEnum):
     RETRY = "retry"
 
 
-class Tier(StrEnum):
+class Tier(Word):
     """Names for bands of priority, for reports only: claims go by the exact number."""
 
     HIGH = "high"
@@ -59,7 +65,7 @@ class Task(Struct, frozen=True, array_like=True):
 
     Times are microseconds (`core.clock`): `deadline` and `claimed_at` on the steady clock, all
     others on the wall clock. `seq` is the order in which submits became durable. `payload_crc`
-    is the CRC-32 of the payload.
+    is the CRC-32 of the payload. `progress` (0 to 1) is what the latest attempt said of itself.
     """
 
     seq: int
@@ -79,6 +85,8 @@ class Task(Struct, frozen=True, array_like=True):
     worker_id: str | None = None
     claimed_at: int | None = None
     deadline: int | None = None
+    progress: float | None = None
+    progress_note: str = ""
 
     @property
     def has_retries_left(self) -> bool:

@@ -198,6 +198,11 @@ GRAMMARS: Final = {
                 b"RETRYABLE": Field("retryable", _yes_or_no),
             },
         ),
+        Grammar(
+            BY_NAME["progress"],
+            (_TASK_ID, _TOKEN, Field("fraction", _decimal)),
+            {b"NOTE": Field("note", _text)},
+        ),
         Grammar(BY_NAME["release"], (_TASK_ID, _TOKEN), {}),
         Grammar(BY_NAME["beat"], (Field("worker_id", _text),), {}, rest=Rest("held", _claims)),
         Grammar(BY_NAME["leave"], (Field("worker_id", _text),), {}),

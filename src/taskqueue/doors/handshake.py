@@ -9,9 +9,6 @@ from taskqueue.doors.grammar import GRAMMARS
 from taskqueue.wire import resp
 
 _IDS: Final = count(1)
-_NO_PASSWORD: Final = resp.error(
-    "ERR", "AUTH called without any password configured; no keys exist on this broker"
-)
 
 
 class Session:
@@ -46,18 +43,18 @@ def echo(_session: Session, words: list[bytes]) -> bytes:
 
 def hello(session: Session, words: list[bytes]) -> bytes:
     """HELLO [2|3 [AUTH user key] [SETNAME name]]"""
-    options = [word.upper() for word in words[2:]]
     if len(words) > 1 and words[1] not in (b"2", b"3"):
         return resp.error("NOPROTO", "unsupported protocol version; this broker speaks 2 and 3")
-    if options[:1] == [b"AUTH"]:
-        return _NO_PASSWORD
-    if options and (options[0] != b"SETNAME" or len(options) != 2):
+    options = words[2:]
+    if len(options) >= 3 and options[0].upper() == b"AUTH":
+        options = options[3:]  # while no keys exist, any key will do
+    if len(options) == 2 and options[0].upper() == b"SETNAME":
+        session.name = options[1]
+    elif options:
         return resp.error("ERR", "syntax error in HELLO")
-    if options:
-        session.name = words[3]
     if len(words) > 1:
         session.resp3 = words[1] == b"3"
-    facts = {
+    facts: dict[str, object] = {
         "server": "taskqueue",
         "version": version("taskqueue"),
         "proto": 3 if session.resp3 else 2,
@@ -69,9 +66,9 @@ def hello(session: Session, words: list[bytes]) -> bytes:
     return resp.encode(facts, resp3=session.resp3)
 
 
-def auth(_session: Session, _words: list[bytes]) -> bytes:
-    """AUTH [user] key"""
-    return _NO_PASSWORD
+def auth(_session: Session, words: list[bytes]) -> bytes:
+    """AUTH [user] key; while no keys exist, any key will do"""
+    return resp.OK if len(words) in (2, 3) else _wrong_number(words)
 
 
 def client(session: Session, words: list[bytes]) -> bytes:

@@ -351,6 +351,7 @@ _REPLIES: Final[dict[str, Reply]] = {
     "claim": _claimed,
     "complete": _status,
     "fail": _status,
+    "progress": _status,
     "release": _status,
     "retry": _status,
     "cancel": _ok,

@@ -45,6 +45,8 @@ Name = Annotated[
 Token = Annotated[int, Meta(ge=0, le=LARGEST_TOKEN, description="Fencing token of the claim")]
 TaskId = Annotated[str, Meta(description="UUID, lower-case with hyphens")]
 ErrorText = Annotated[str, Meta(max_length=LONGEST_ERROR)]
+Delay = Annotated[float, Meta(ge=0, le=LONGEST_DELAY)]
+Cursor = Annotated[str, Meta(max_length=64)]
 
 
 class SubmitRequest(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -66,8 +68,7 @@ class SubmitRequest(Struct, forbid_unknown_fields=True, kw_only=True):
         int, Meta(ge=0, le=1_000, description="Executions after the first one that failed")
     ] = 3
     delay_seconds: Annotated[
-        float | None,
-        Meta(ge=0, le=LONGEST_DELAY, description="Instead of schedule_at: seconds from now"),
+        Delay | None, Meta(description="Instead of schedule_at: seconds from now")
     ] = None
     task_id: Annotated[
         str | None, Meta(description="A UUID of your own: makes a repeated submit harmless")
@@ -100,9 +101,7 @@ class ListRequest(Struct, forbid_unknown_fields=True, kw_only=True):
     task_type: Name | None = None
     limit: Annotated[int, Meta(ge=1, le=LARGEST_PAGE)] = 100
     offset: Annotated[int, Meta(ge=0, le=LARGEST_OFFSET)] = 0
-    cursor: Annotated[
-        str | None, Meta(max_length=64, description="next_cursor of the page before")
-    ] = None
+    cursor: Annotated[Cursor | None, Meta(description="next_cursor of the page before")] = None
 
 
 class NoRequest(Struct, forbid_unknown_fields=True):
@@ -136,10 +135,17 @@ class FailRequest(Struct, forbid_unknown_fields=True, kw_only=True):
     message: ErrorText
     kind: ErrorText = ""
     traceback: ErrorText = ""
-    delay_seconds: Annotated[
-        float | None, Meta(ge=0, le=LONGEST_DELAY, description="Instead of the usual delay")
-    ] = None
+    delay_seconds: Annotated[Delay | None, Meta(description="Instead of the usual delay")] = None
     retryable: bool = True
+
+
+class ProgressRequest(Struct, forbid_unknown_fields=True, kw_only=True):
+    """An attempt says how far it is."""
+
+    task_id: TaskId
+    token: Token
+    fraction: Annotated[float, Meta(ge=0, le=1, description="From 0 to 1")]
+    note: Annotated[str, Meta(max_length=1_000)] = ""
 
 
 class ReleaseRequest(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -217,6 +223,8 @@ class TaskReply(Struct, kw_only=True):
     timeout_seconds: int
     max_retries: int
     schedule_at: datetime
+    progress: float | None
+    progress_note: str
     failures: list[FailureReply]
 
 
@@ -327,6 +335,8 @@ def task_reply(detail: TaskDetail) -> TaskReply:
         timeout_seconds=task.timeout // SECOND,
         max_retries=task.max_retries,
         schedule_at=moment(task.run_at),
+        progress=task.progress,
+        progress_note=task.progress_note,
         failures=[failure_reply(failure) for failure in detail.failures],
     )
 

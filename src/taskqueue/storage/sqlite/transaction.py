@@ -69,7 +69,7 @@ class Transaction:
     @property
     def has_changed(self) -> bool:
         """Whether there is anything to commit."""
-        return bool(self.work.moved or self._promoted or self._purged)
+        return self.work.has_changed or bool(self._promoted or self._purged)
 
     def ready(self) -> dict[str, int]:
         """How many tasks of each type became claimable and were not handed out."""
@@ -264,4 +264,6 @@ def _as_update(task: Task, wall: int) -> tuple[Any, ...]:
         task.worker_id,
         task.claimed_at,
         task.deadline,
+        task.progress,
+        task.progress_note,
     )

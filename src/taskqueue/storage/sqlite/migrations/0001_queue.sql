@@ -18,7 +18,9 @@ CREATE TABLE tasks (
     token        INTEGER NOT NULL,
     worker_id    TEXT,
     claimed_at   INTEGER,
-    deadline     INTEGER
+    deadline     INTEGER,
+    progress      REAL,
+    progress_note TEXT NOT NULL
 ) STRICT;
 
 CREATE UNIQUE INDEX by_id ON tasks (id);

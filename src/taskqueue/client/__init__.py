@@ -1,0 +1,1 @@
+"""The Python client: submit tasks, follow them, wait for their results."""

@@ -1,0 +1,214 @@
+"""The asyncio client."""
+
+import asyncio
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Any, Final
+
+import msgspec
+
+from taskqueue.client.address import broker_address
+from taskqueue.client.connection import Answer, ConnectionLost
+from taskqueue.client.errors import TaskFailed, WaitTimeout
+from taskqueue.client.link import Backoff, Link
+from taskqueue.client.task import Task, TaskPage, TaskStatus, as_fields
+from taskqueue.core.errors import BrokerUnavailable, OutcomeUnknown
+from taskqueue.core.ids import new_task_id
+from taskqueue.core.task import TERMINAL, Status
+from taskqueue.wire.messages import HealthReply, StatsReply
+
+# Waiting with a time-out as an argument is the documented interface, alike for both clients.
+LONGEST_WAIT_SLICE: Final = 10.0
+"""Seconds one wait holds a connection; more waiters than connections take turns."""
+
+
+class AsyncClient:
+    """Talks to a broker's native door. Safe to share between tasks of one event loop.
+
+    `url` is `host:port` or `tq://key@host:port`; without one TQ_URL is used, or else this machine.
+    `timeout` in seconds bounds each call: what the broker cannot do now (unreachable, restarting)
+    is tried again within it. Every submit carries an id made here, so trying again is harmless.
+    """
+
+    def __init__(
+        self, url: str | None = None, *, api_key: str | None = None, timeout: float = 30.0
+    ) -> None:
+        self._address = broker_address(url, api_key)
+        self._timeout = timeout
+        self._link: Link | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def __aenter__(self) -> "AsyncClient":
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Hang up."""
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+
+    async def submit_task(self, task: Task) -> str:
+        """Submit a task and return its id once it is durable.
+
+        Raises InvalidRequest, PayloadTooLarge, QueueDepthExceeded, IdempotencyConflict,
+        BrokerUnavailable.
+        """
+        task_id = task.task_id or new_task_id()
+        answer = await self._call(*task.command(task_id))
+        return str(answer.decode())
+
+    async def submit_many(self, tasks: Iterable[Task]) -> list[str]:
+        """Submit tasks together, pipelined; their ids in the same order.
+
+        The first one that is refused raises its error; the others are submitted all the same.
+        """
+        made = [(task, task.task_id or new_task_id()) for task in tasks]
+        commands = [task.command(task_id) for task, task_id in made]
+        await self._call_all(commands)
+        return [task_id for _, task_id in made]
+
+    async def get_status(self, task_id: str) -> TaskStatus:
+        """How a task stands. Raises TaskNotFound."""
+        return _status(await self._call(b"TQ.GET", task_id.encode()))
+
+    async def wait_for_result(self, task_id: str, timeout: float = 60.0) -> bytes:  # noqa: ASYNC109
+        """The result of a task, waiting up to `timeout` seconds for it.
+
+        Raises TaskFailed if it ended without one, WaitTimeout, TaskNotFound.
+        """
+        status = await self.wait_for_end(task_id, timeout)
+        if status.status is Status.COMPLETED:
+            return status.result or b""
+        traceback = status.failures[-1].traceback if status.failures else ""
+        raise TaskFailed(
+            status.error or "it was cancelled",
+            task_id=task_id,
+            status=status.status,
+            traceback=traceback,
+        )
+
+    async def wait_for_end(self, task_id: str, timeout: float = 60.0) -> TaskStatus:  # noqa: ASYNC109
+        """How a task stands at its end. Raises WaitTimeout, TaskNotFound."""
+        loop = asyncio.get_running_loop()
+        ends_at = loop.time() + timeout
+        backoff = Backoff()
+        while True:
+            left = ends_at - loop.time()
+            try:
+                status = await self._wait(task_id, min(LONGEST_WAIT_SLICE, max(0.0, left)))
+            except (BrokerUnavailable, ConnectionLost):
+                if left <= 0:
+                    raise
+                await asyncio.sleep(min(backoff.next_pause(), left))
+                continue
+            if status.status in TERMINAL:
+                return status
+            if left <= 0:
+                raise WaitTimeout(f"task {task_id} is {status.status} after {timeout:g} s")
+
+    async def cancel(self, task_id: str) -> None:
+        """Cancel a task that is not running. Raises TaskNotFound, InvalidStatus."""
+        await self._call_once(b"TQ.CANCEL", task_id.encode())
+
+    async def retry(self, task_id: str) -> None:
+        """Put a dead or cancelled task back. Raises TaskNotFound, InvalidStatus."""
+        await self._call_once(b"TQ.RETRY", task_id.encode())
+
+    async def list_tasks(
+        self,
+        *,
+        status: Status | str | None = None,
+        task_type: str | None = None,
+        limit: int = 100,
+        offset: int = 0,
+        cursor: str | None = None,
+    ) -> TaskPage:
+        """One page of tasks, newest first. Raises InvalidRequest."""
+        asked = {"STATUS": status, "TYPE": task_type, "LIMIT": limit, "OFFSET": offset or None}
+        asked["CURSOR"] = cursor
+        words = [
+            word
+            for keyword, value in asked.items()
+            if value is not None
+            for word in (keyword.encode(), str(value).encode())
+        ]
+        answer = await self._call(b"TQ.LIST", *words)
+        return msgspec.convert(as_fields(answer), TaskPage)
+
+    async def stats(self) -> StatsReply:
+        """The queue in figures."""
+        return msgspec.convert(as_fields(await self._call(b"TQ.STATS")), StatsReply)
+
+    async def health(self) -> HealthReply:
+        """Whether the broker can do its work."""
+        return msgspec.convert(as_fields(await self._call(b"TQ.HEALTH")), HealthReply)
+
+    async def _call(self, *words: bytes) -> Answer:
+        """The answer to a command that may be repeated, which it is within the time-out."""
+        [answer] = await self._call_all([words])
+        return answer
+
+    async def _call_all(self, commands: list[Any]) -> list[Answer]:
+        loop = asyncio.get_running_loop()
+        ends_at = loop.time() + self._timeout
+        backoff = Backoff()
+        while True:
+            try:
+                async with asyncio.timeout_at(ends_at):
+                    connection = await self._current_link().shared()
+                    futures = [connection.send(*words) for words in commands]
+                    await asyncio.wait(futures)
+                    return [future.result() for future in futures]
+            except TimeoutError:
+                raise OutcomeUnknown(
+                    f"the broker at {self._address} has not answered in {self._timeout:g} s"
+                ) from None
+            except (BrokerUnavailable, ConnectionLost) as error:
+                pause = getattr(error, "retry_after", None) or backoff.next_pause()
+                if loop.time() + pause >= ends_at:
+                    raise _unavailable(error) from error
+                await asyncio.sleep(pause)
+
+    async def _call_once(self, *words: bytes) -> Answer:
+        """The answer to a command whose repeat would be answered differently."""
+        connection = await self._current_link().shared()
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await connection.send(*words)
+        except (TimeoutError, ConnectionLost) as error:
+            raise OutcomeUnknown(
+                f"the connection to {self._address} ended before the answer came; "
+                "ask for the task's status"
+            ) from error
+
+    async def _wait(self, task_id: str, seconds: float) -> TaskStatus:
+        async with self._current_link().blocking() as connection:
+            milliseconds = b"%d" % round(seconds * 1000)
+            async with asyncio.timeout(seconds + self._timeout):
+                answer = await connection.send(b"TQ.WAIT", task_id.encode(), milliseconds)
+        return _status(answer)
+
+    def _current_link(self) -> Link:
+        loop = asyncio.get_running_loop()
+        if self._link is None or self._loop is not loop:
+            # Connections belong to a loop; one that has ended took them with it.
+            self._link, self._loop = Link(self._address), loop
+        return self._link
+
+
+def _status(answer: Answer) -> TaskStatus:
+    return msgspec.convert(as_fields(answer), TaskStatus)
+
+
+def _unavailable(error: Exception) -> BrokerUnavailable:
+    if isinstance(error, BrokerUnavailable):
+        return error
+    return OutcomeUnknown(f"{error}; the outcome is unknown, repeat with the same id")

@@ -1,0 +1,134 @@
+"""The client for code without asyncio: the asyncio one, run on a loop in a thread of its own."""
+
+import asyncio
+import os
+import threading
+from collections.abc import Coroutine, Iterable
+from types import TracebackType
+from typing import Any, TypeVar
+
+from taskqueue.client.aio import AsyncClient
+from taskqueue.client.task import Task, TaskPage, TaskStatus
+from taskqueue.core.task import Status
+from taskqueue.wire.messages import HealthReply, StatsReply
+
+Value = TypeVar("Value")
+
+
+class LoopThread:
+    """An event loop that runs in a daemon thread, started with its first work."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pid = 0
+
+    def run(self, work: Coroutine[Any, Any, Value]) -> Value:
+        """Run a coroutine there and wait for what it comes to."""
+        return asyncio.run_coroutine_threadsafe(work, self._running_loop()).result()
+
+    def stop(self) -> None:
+        """End the thread."""
+        with self._lock:
+            loop, self._loop = self._loop, None
+        if loop is not None and self._pid == os.getpid():
+            loop.call_soon_threadsafe(loop.stop)
+
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            # A forked child has the loop, but not the thread that ran it.
+            if self._loop is None or self._pid != os.getpid():
+                self._loop, self._pid = asyncio.new_event_loop(), os.getpid()
+                threading.Thread(
+                    target=_run_until_stopped, args=(self._loop,), name="taskqueue", daemon=True
+                ).start()
+            return self._loop
+
+
+class SyncClient:
+    """Talks to a broker's native door. Safe to share between threads.
+
+    Takes what AsyncClient takes; its methods are the same, not awaited.
+    """
+
+    def __init__(
+        self, url: str | None = None, *, api_key: str | None = None, timeout: float = 30.0
+    ) -> None:
+        self._client = AsyncClient(url, api_key=api_key, timeout=timeout)
+        self._thread = LoopThread()
+
+    def __enter__(self) -> "SyncClient":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hang up."""
+        self._thread.run(self._client.close())
+        self._thread.stop()
+
+    def submit_task(self, task: Task) -> str:
+        """See AsyncClient.submit_task."""
+        return self._thread.run(self._client.submit_task(task))
+
+    def submit_many(self, tasks: Iterable[Task]) -> list[str]:
+        """See AsyncClient.submit_many."""
+        return self._thread.run(self._client.submit_many(tasks))
+
+    def get_status(self, task_id: str) -> TaskStatus:
+        """See AsyncClient.get_status."""
+        return self._thread.run(self._client.get_status(task_id))
+
+    def wait_for_result(self, task_id: str, timeout: float = 60.0) -> bytes:
+        """See AsyncClient.wait_for_result."""
+        return self._thread.run(self._client.wait_for_result(task_id, timeout))
+
+    def wait_for_end(self, task_id: str, timeout: float = 60.0) -> TaskStatus:
+        """See AsyncClient.wait_for_end."""
+        return self._thread.run(self._client.wait_for_end(task_id, timeout))
+
+    def cancel(self, task_id: str) -> None:
+        """See AsyncClient.cancel."""
+        self._thread.run(self._client.cancel(task_id))
+
+    def retry(self, task_id: str) -> None:
+        """See AsyncClient.retry."""
+        self._thread.run(self._client.retry(task_id))
+
+    def list_tasks(
+        self,
+        *,
+        status: Status | str | None = None,
+        task_type: str | None = None,
+        limit: int = 100,
+        offset: int = 0,
+        cursor: str | None = None,
+    ) -> TaskPage:
+        """See AsyncClient.list_tasks."""
+        return self._thread.run(
+            self._client.list_tasks(
+                status=status, task_type=task_type, limit=limit, offset=offset, cursor=cursor
+            )
+        )
+
+    def stats(self) -> StatsReply:
+        """See AsyncClient.stats."""
+        return self._thread.run(self._client.stats())
+
+    def health(self) -> HealthReply:
+        """See AsyncClient.health."""
+        return self._thread.run(self._client.health())
+
+
+def _run_until_stopped(loop: asyncio.AbstractEventLoop) -> None:
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_forever()
+    finally:
+        loop.close()

@@ -1,0 +1,118 @@
+"""What a client submits, and how it sees what became of it."""
+
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from msgspec import Struct, structs
+
+from taskqueue.core.errors import InvalidRequest, PayloadTooLarge
+from taskqueue.core.ids import canonical_task_id
+from taskqueue.wire.messages import (
+    LARGEST_PAYLOAD,
+    ListReply,
+    SubmitRequest,
+    TaskReply,
+)
+
+
+class Task(Struct, frozen=True):
+    """A task to submit: its type, its payload, and how it is to be treated.
+
+    `priority` 0-255, 255 first; `timeout` seconds one attempt may take; `max_retries` executions
+    after the first that failed; `schedule_at` (without an offset: UTC) or `delay` in seconds for
+    later; `task_id` a UUID of your own, made for you otherwise.
+    """
+
+    task_type: str
+    payload: bytes
+    priority: int = 100
+    timeout: int = 300
+    max_retries: int = 3
+    schedule_at: datetime | None = None
+    delay: float | None = None
+    task_id: str | None = None
+
+    def with_priority(self, priority: int) -> "Task":
+        """This task with another priority."""
+        return structs.replace(self, priority=priority)
+
+    def with_timeout(self, seconds: int) -> "Task":
+        """This task with another time limit for an attempt."""
+        return structs.replace(self, timeout=seconds)
+
+    def with_max_retries(self, number: int) -> "Task":
+        """This task with another number of retries."""
+        return structs.replace(self, max_retries=number)
+
+    def with_schedule_at(self, moment: datetime) -> "Task":
+        """This task, not to start before `moment`."""
+        return structs.replace(self, schedule_at=moment, delay=None)
+
+    def with_delay(self, seconds: float) -> "Task":
+        """This task, not to start for so many seconds."""
+        return structs.replace(self, delay=seconds, schedule_at=None)
+
+    def with_task_id(self, task_id: str) -> "Task":
+        """This task under an id of your own: submitting it twice makes one task."""
+        return structs.replace(self, task_id=task_id)
+
+    def command(self, task_id: str) -> list[bytes]:
+        """The words that submit it. Raises InvalidRequest, PayloadTooLarge."""
+        self._check()
+        words = [b"TQ.SUBMIT", self.task_type.encode(), self.payload, b"ID", task_id.encode()]
+        if self.priority != 100:
+            words += [b"PRIORITY", b"%d" % self.priority]
+        if self.timeout != 300:
+            words += [b"TIMEOUT", b"%d" % self.timeout]
+        if self.max_retries != 3:
+            words += [b"RETRIES", b"%d" % self.max_retries]
+        if self.schedule_at is not None:
+            words += [b"AT", self.schedule_at.isoformat().encode()]
+        if self.delay is not None:
+            words += [b"DELAY", f"{self.delay:.6f}".encode()]
+        return words
+
+    def _check(self) -> None:
+        if len(self.payload) > LARGEST_PAYLOAD:
+            raise PayloadTooLarge(
+                f"payload must be at most {LARGEST_PAYLOAD} bytes, got {len(self.payload)}",
+                field="payload",
+            )
+        try:
+            msgspec.convert(
+                {
+                    "task_type": self.task_type,
+                    "payload": b"",
+                    "priority": self.priority,
+                    "timeout_seconds": self.timeout,
+                    "max_retries": self.max_retries,
+                    "schedule_at": self.schedule_at,
+                    "delay_seconds": self.delay,
+                },
+                SubmitRequest,
+            )
+        except msgspec.ValidationError as error:
+            raise InvalidRequest(str(error)) from None
+        if self.task_id is not None and canonical_task_id(self.task_id) is None:
+            raise InvalidRequest("task_id must be a UUID", field="task_id")
+
+
+class TaskStatus(TaskReply):
+    """How a task stands, and its result or its failures."""
+
+
+class TaskPage(ListReply):
+    """One page of a list; `next_cursor` asks for the next one."""
+
+
+def as_fields(answer: Any) -> Any:
+    """An answer with its texts decoded; a field called `result` stays bytes."""
+    if isinstance(answer, dict):
+        return {
+            key.decode(): value if key == b"result" else as_fields(value)
+            for key, value in answer.items()
+        }
+    if isinstance(answer, list):
+        return [as_fields(value) for value in answer]
+    return answer.decode() if isinstance(answer, bytes) else answer

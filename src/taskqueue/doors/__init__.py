@@ -1,0 +1,1 @@
+"""The doors: one module per protocol; each translates between its protocol and the operations."""

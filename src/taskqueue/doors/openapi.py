@@ -1,0 +1,207 @@
+"""The OpenAPI 3.1 document, made from the table of operations and the structs they speak in."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from importlib.metadata import version
+from typing import Any, Final
+
+import msgspec
+from msgspec import Struct, inspect
+
+from taskqueue.broker.operations import OPERATIONS, Operation
+from taskqueue.core.errors import (
+    BrokerUnavailable,
+    IdempotencyConflict,
+    InternalError,
+    InvalidRequest,
+    InvalidStatus,
+    PayloadTooLarge,
+    QueueDepthExceeded,
+    TaskNotFound,
+    TaskQueueError,
+    UnsupportedMedia,
+)
+from taskqueue.doors.faults import bare
+from taskqueue.doors.rest_input import LONGEST_WAIT, WAIT_PARAMETER, QueryReader, path_fields_of
+from taskqueue.wire import messages as m
+
+Json = dict[str, Any]
+
+REF: Final = "#/components/schemas/{name}"
+
+_ID: Final = "550e8400-e29b-41d4-a716-446655440000"
+_SUBMIT: Final[Json] = {
+    "task_type": "send_email",
+    "payload": "eyJlbWFpbCI6ICJ1c2VyQGV4YW1wbGUuY29tIn0=",
+    "priority": 200,
+    "timeout_seconds": 600,
+    "max_retries": 5,
+}
+EXAMPLES: Final[dict[str, Json]] = {
+    "submit": _SUBMIT,
+    "submit_batch": {"tasks": [_SUBMIT, {"task_type": "send_email", "payload": ""}]},
+}
+"""A body for each operation that takes one."""
+
+PARAMETER_EXAMPLES: Final[dict[str, object]] = {
+    "task_id": _ID,
+    "status": "completed",
+    "limit": 50,
+    "task_type": "send_email",
+    WAIT_PARAMETER: 30,
+}
+
+_READ: Final = (InvalidRequest, BrokerUnavailable, InternalError)
+_WRITE: Final = (*_READ, PayloadTooLarge, UnsupportedMedia)
+_MOVE: Final = (*_READ, TaskNotFound, InvalidStatus)
+RAISES: Final[dict[str, tuple[type[TaskQueueError], ...]]] = {
+    "submit": (*_WRITE, IdempotencyConflict, QueueDepthExceeded),
+    "submit_batch": _WRITE,
+    "get": (*_READ, TaskNotFound),
+    "cancel": _MOVE,
+    "retry": _MOVE,
+}
+"""What each operation may refuse with; those not named here read only."""
+
+_PAGES: Final = (
+    ("/metrics", "metrics", "The broker's numbers for Prometheus", "text/plain"),
+    ("/openapi.json", "openapi", "This document", "application/json"),
+    ("/docs", "docs", "This document as a page", "text/html"),
+)
+
+
+def document() -> Json:
+    """The whole document."""
+    paths: dict[str, Json] = defaultdict(dict)
+    offered = [operation for operation in OPERATIONS if operation.http is not None]
+    schemas = _schemas(offered)
+    for operation in offered:
+        assert operation.http is not None  # noqa: S101  for the type checker
+        paths[operation.http.path][operation.http.method.lower()] = _operation(operation, schemas)
+    for path, name, summary, media in _PAGES:
+        paths[path]["get"] = {
+            "operationId": name,
+            "summary": summary,
+            "responses": {"200": {"description": summary, "content": {media: {}}}},
+        }
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "taskqueue",
+            "version": version("taskqueue"),
+            "description": "A durable task queue. Bytes are base64, times RFC 3339 in UTC.",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "servers": [{"url": "/"}],
+        "paths": dict(paths),
+        "components": {"schemas": schemas},
+    }
+
+
+def _operation(operation: Operation, schemas: Json) -> Json:
+    assert operation.http is not None  # noqa: S101  for the type checker
+    path_fields = path_fields_of(operation.http.path)
+    entry: Json = {
+        "operationId": operation.name,
+        "summary": operation.summary,
+        "parameters": [_parameter(name, "path", schemas, operation) for name in path_fields],
+    }
+    if operation.http.method == "GET":
+        names = QueryReader(operation.request, path_fields).names
+        entry["parameters"] += [_parameter(name, "query", schemas, operation) for name in names]
+    elif operation.name in EXAMPLES:
+        media = {"schema": _ref(operation.request), "example": EXAMPLES[operation.name]}
+        entry["requestBody"] = {"required": True, "content": {"application/json": media}}
+    entry["responses"] = {str(operation.http.status): _success(operation), **_errors(operation)}
+    return entry
+
+
+def _parameter(name: str, place: str, schemas: Json, operation: Operation) -> Json:
+    if name == WAIT_PARAMETER:
+        schema: Json = {"type": "number", "minimum": 0, "maximum": LONGEST_WAIT, "default": 0}
+        text = "Seconds to wait for the task's end before answering how it stands"
+    else:
+        schema = _without_null(schemas[operation.request.__name__]["properties"][name])
+        text = schema.pop("description", "")
+    entry = {"name": name, "in": place, "required": place == "path", "schema": schema}
+    if text:
+        entry["description"] = text
+    if name in PARAMETER_EXAMPLES:
+        entry["example"] = PARAMETER_EXAMPLES[name]
+    return entry
+
+
+def _success(operation: Operation) -> Json:
+    if operation.replies is None:
+        return {"description": "Done; there is nothing to say"}
+    return {
+        "description": _first_sentence(operation.replies.__doc__ or operation.summary),
+        "content": {"application/json": {"schema": _ref(operation.replies)}},
+    }
+
+
+def _errors(operation: Operation) -> Json:
+    by_status: dict[int, list[type[TaskQueueError]]] = defaultdict(list)
+    for error in RAISES.get(operation.name, _READ):
+        by_status[error.http].append(error)
+    responses = {}
+    for status, errors in sorted(by_status.items()):
+        told = (f"`{error.code}`: {_first_sentence(error.__doc__ or '')}" for error in errors)
+        responses[str(status)] = {
+            "description": "\n\n".join(told),
+            "content": {"application/json": {"schema": _ref(m.ErrorReply)}},
+        }
+    if operation.replies is m.HealthReply:
+        responses["503"] = {**_success(operation), "description": "The broker is degraded"}
+    return responses
+
+
+def _schemas(operations: Iterable[Operation]) -> Json:
+    structs: dict[type[Struct], None] = {m.ErrorReply: None}
+    for operation in operations:
+        structs[operation.request] = None
+        # msgspec has no schema for a choice of structs; that one is written out below.
+        if operation.replies is not None and operation.replies is not m.SubmitBatchReply:
+            structs[operation.replies] = None
+    _refs, schemas = msgspec.json.schema_components(list(structs), ref_template=REF)
+    for schema in schemas.values():
+        schema["description"] = _first_sentence(schema.get("description", ""))
+    inner: list[type[Struct]] = [m.TaskSummary, m.FailureReply]
+    for struct in [*structs, *inner]:
+        _mark_dates(struct, schemas[struct.__name__])
+    one_of = [_ref(m.SubmitReply), _ref(m.ErrorReply)]
+    schemas[m.SubmitBatchReply.__name__] = {
+        "title": m.SubmitBatchReply.__name__,
+        "description": m.SubmitBatchReply.__doc__,
+        "type": "object",
+        "properties": {"results": {"type": "array", "items": {"anyOf": one_of}}},
+        "required": ["results"],
+    }
+    return schemas
+
+
+def _mark_dates(struct: type[Struct], schema: Json) -> None:
+    # msgspec says so only of dates that must carry an offset.
+    info = inspect.type_info(struct)
+    assert isinstance(info, inspect.StructType)  # noqa: S101  for the type checker
+    for field in info.fields:
+        if isinstance(bare(field.type), inspect.DateTimeType):
+            found = schema["properties"][field.encode_name]
+            found.get("anyOf", [found])[0]["format"] = "date-time"
+
+
+def _without_null(schema: Json) -> Json:
+    choices = [one for one in schema.get("anyOf", ()) if one != {"type": "null"}]
+    if not choices:
+        return dict(schema)
+    rest = {key: value for key, value in schema.items() if key not in ("anyOf", "default")}
+    return {**choices[0], **rest}
+
+
+def _ref(struct: type[Struct]) -> Json:
+    return {"$ref": REF.format(name=struct.__name__)}
+
+
+def _first_sentence(text: str) -> str:
+    line = " ".join(text.split())
+    return line.split(". ")[0].removesuffix(".")

@@ -1,0 +1,306 @@
+"""Reads what a REST client sends into request structs; whatever is not clean is refused by name.
+
+msgspec checks types and ranges. Checked here is what it lets through: repeated keys, base64 that
+is not canonical, numbers in a query. See tests/contract/doors for the whole list.
+"""
+
+import json
+import re
+from base64 import b64encode
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any, Final
+from urllib.parse import parse_qsl
+
+import msgspec
+from msgspec import Raw, Struct, inspect
+from starlette.types import Receive, Scope
+
+from taskqueue.core.errors import (
+    InvalidRequest,
+    PayloadTooLarge,
+    TaskQueueError,
+    UnsupportedMedia,
+)
+from taskqueue.doors import faults
+from taskqueue.wire import messages as m
+
+LARGEST_BODY: Final = 14 * 1024 * 1024
+"""Bytes of a request body: room for a payload of 10 MiB in base64 and all other fields."""
+
+MOST_QUOTES: Final = 1_000
+"""More quotation marks than that in one decoded task can only come from repeated fields."""
+
+MOST_COMMAS: Final = 300 * m.LARGEST_BATCH
+"""More commas than that cannot be in a batch of the allowed length."""
+
+MOST_PARAMETERS: Final = 20
+WAIT_PARAMETER: Final = "wait"
+LONGEST_WAIT: Final = m.LONGEST_WAIT_MS // 1000
+
+_JSON_TYPE: Final = re.compile(
+    rb'application/json\s*(?:;\s*charset\s*=\s*(?:utf-8|"utf-8")\s*)?', re.IGNORECASE
+)
+_INTEGER: Final = re.compile(r"-?[0-9]{1,19}", re.ASCII)
+_SECONDS: Final = re.compile(r"[0-9]{1,4}(?:\.[0-9]{1,6})?", re.ASCII)
+
+
+class Repeated(Struct):
+    """A JSON object in which a key is given twice."""
+
+    name: str
+
+
+class BatchEnvelope(Struct, forbid_unknown_fields=True):
+    """A batch whose tasks are still to be read, one by one."""
+
+    tasks: list[Raw]
+
+
+def check_media(scope: Scope) -> int | None:
+    """The length the body announces. Raises UnsupportedMedia, PayloadTooLarge before it is read."""
+    media = length = None
+    for name, value in scope["headers"]:
+        if name == b"content-type":
+            if media is not None:
+                raise UnsupportedMedia("Content-Type is given more than once; give it once")
+            media = value
+        elif name == b"content-length":
+            length = int(value)
+        elif name == b"content-encoding" and value.lower() != b"identity":
+            raise UnsupportedMedia("Content-Encoding must be identity; send the body as it is")
+    if media != b"application/json" and (media is None or not _JSON_TYPE.fullmatch(media)):
+        shown = "none" if media is None else faults.shown(media.decode("latin-1"))
+        raise UnsupportedMedia(f"Content-Type must be application/json, got {shown}")
+    if length is not None and length > LARGEST_BODY:
+        raise _body_too_large()
+    return length
+
+
+async def read_body(receive: Receive) -> bytes:
+    """The whole body, never more than LARGEST_BODY of it in memory. Raises PayloadTooLarge."""
+    message = await receive()
+    if not message.get("more_body"):
+        return _part(message)
+    parts = [_part(message)]
+    size = len(parts[0])
+    while message.get("more_body"):
+        message = await receive()
+        parts.append(_part(message))
+        size += len(parts[-1])
+        if size > LARGEST_BODY:
+            raise _body_too_large()
+    return b"".join(parts)
+
+
+class BodyReader:
+    """Reads JSON bodies of one request struct."""
+
+    def __init__(self, request: type[Struct]) -> None:
+        self._request = request
+        self._decoder = msgspec.json.Decoder(request)
+        self._bytes_fields = _fields_of_kind(request, inspect.BytesType)
+
+    def read(self, body: bytes) -> Any:
+        """The request in `body`. Raises InvalidRequest, PayloadTooLarge."""
+        request = self._decode(body)
+        if body.count(b'"') > MOST_QUOTES:
+            raise InvalidRequest("the body has more fields than the request; give each one once")
+        self._check(request, read_pairs(body))
+        return request
+
+    def read_entry(self, body: Raw, sent: object) -> Any:
+        """The request in one entry of a batch; `sent` is the same entry out of `read_pairs`."""
+        request = self._decode(bytes(body))
+        self._check(request, sent)
+        return request
+
+    def _decode(self, body: bytes) -> Any:
+        try:
+            return self._decoder.decode(body)
+        except faults.READ_FAULTS as error:
+            raise faults.invalid(error, self._request, _sent_in(body)) from None
+
+    def _check(self, request: Any, sent: object) -> None:
+        if isinstance(sent, Repeated):
+            raise faults.repeated_field(sent.name)
+        assert isinstance(sent, dict)  # noqa: S101  the decoder took it for an object
+        for field in self._bytes_fields:
+            if field in sent and not is_canonical(sent[field], getattr(request, field)):
+                raise faults.bad_value(self._request, field, sent[field])
+
+
+class BatchReader:
+    """Reads a batch; an entry that is wrong is an error of its own."""
+
+    def __init__(self) -> None:
+        self._envelope = msgspec.json.Decoder(BatchEnvelope)
+        self._entry = BodyReader(m.SubmitRequest)
+
+    def read(self, body: bytes) -> list[m.SubmitRequest | TaskQueueError]:
+        """The tasks in `body`, or what is wrong with each. Raises for the batch as a whole."""
+        if body.count(b",") > MOST_COMMAS:
+            raise _batch_length()
+        try:
+            raws = self._envelope.decode(body).tasks
+        except faults.READ_FAULTS as error:
+            raise faults.invalid(error, m.SubmitBatchRequest) from None
+        if not 1 <= len(raws) <= m.LARGEST_BATCH:
+            raise _batch_length(f", got {len(raws)}")
+        if body.count(b'"') > MOST_QUOTES * len(raws):
+            raise InvalidRequest("the body has more fields than its tasks; give each one once")
+        pairs = read_pairs(body)
+        if isinstance(pairs, Repeated):
+            raise faults.repeated_field(pairs.name)
+        return [self._read_entry(raw, sent) for raw, sent in zip(raws, pairs["tasks"], strict=True)]
+
+    def _read_entry(self, raw: Raw, sent: object) -> m.SubmitRequest | TaskQueueError:
+        try:
+            return self._entry.read_entry(raw, sent)  # type: ignore[no-any-return]
+        except TaskQueueError as error:
+            return error
+
+
+class QueryReader:
+    """Reads a request struct out of the path and the query."""
+
+    def __init__(self, request: type[Struct], path_fields: frozenset[str]) -> None:
+        self._request = request
+        self._integers = _fields_of_kind(request, inspect.IntType)
+        fields = set(request.__struct_fields__) - path_fields
+        self.has_wait = "wait_ms" in fields
+        if self.has_wait:
+            fields = (fields - {"wait_ms"}) | {WAIT_PARAMETER}
+        self.names = sorted(fields)
+
+    def read(self, query: bytes, path: Mapping[str, str]) -> Any:
+        """The request. Raises InvalidRequest."""
+        if not query:
+            return self._request(**path)
+        sent = read_query(query)
+        for name in sent:
+            if name not in self.names:
+                raise faults.unknown_field(name, self.names)
+        values: dict[str, Any] = {**sent, **path}
+        if self.has_wait:
+            values["wait_ms"] = _wait_ms(values.pop(WAIT_PARAMETER, "0"))
+        for name in self._integers & sent.keys():
+            if _INTEGER.fullmatch(values[name]):
+                values[name] = int(values[name])
+        try:
+            return msgspec.convert(values, self._request)
+        except faults.READ_FAULTS as error:
+            raise faults.invalid(error, self._request, sent.get) from None
+
+
+def path_fields_of(path: str) -> frozenset[str]:
+    """The request's fields that are part of the path."""
+    return frozenset(part[1:-1] for part in path.split("/") if part.startswith("{"))
+
+
+def read_query(query: bytes) -> dict[str, str]:
+    """The parameters of a query. Raises InvalidRequest for repeated and malformed ones."""
+    try:
+        pairs = parse_qsl(
+            query.decode("ascii"),
+            keep_blank_values=True,
+            strict_parsing=True,
+            errors="strict",
+            max_num_fields=MOST_PARAMETERS,
+        )
+    except ValueError:
+        raise InvalidRequest(
+            "the query is malformed; write it as name=value&name=value in percent-encoded UTF-8"
+        ) from None
+    found = _object(pairs)
+    if isinstance(found, Repeated):
+        raise faults.repeated_field(found.name)
+    return found
+
+
+def read_pairs(body: bytes) -> Any:
+    """JSON as plain objects, with a `Repeated` wherever an object gives a key twice."""
+    try:
+        return _PAIRS.decode(body.decode())
+    except (ValueError, RecursionError) as error:
+        raise faults.invalid(error, Struct) from None
+
+
+def is_canonical(text: str, decoded: bytes) -> bool:
+    """Whether base64 that the decoder accepted is the only one for these bytes.
+
+    The decoder takes the standard alphabet with padding only; left to look at are the bits of the
+    last group that stand for nothing.
+    """
+    if not decoded:
+        return not text
+    return text.endswith(b64encode(decoded[-(len(decoded) % 3 or 3) :]).decode())
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | Repeated:
+    found = dict(pairs)
+    if len(found) == len(pairs):
+        return found
+    seen: set[str] = set()
+    for name, _value in pairs:
+        if name in seen:
+            return Repeated(name)
+        seen.add(name)
+    return found
+
+
+# Numbers stay text: they are not used, and Python refuses to read very long ones.
+_PAIRS: Final = json.JSONDecoder(object_pairs_hook=_object, parse_int=str, parse_float=str)
+
+
+def _part(message: Mapping[str, Any]) -> bytes:
+    if message["type"] == "http.disconnect":
+        raise InvalidRequest("the client went away before the whole request had come")
+    part: bytes = message.get("body", b"")
+    return part
+
+
+def _sent_in(body: bytes) -> Callable[[str], str | None]:
+    def sent(field: str) -> str | None:
+        try:
+            found = _single_field(field).decode(body)
+        except faults.READ_FAULTS:
+            return None
+        raw = bytes(found.value)
+        return raw[: 4 * faults.LONGEST_ECHO].decode(errors="replace") or None
+
+    return sent
+
+
+@cache
+def _single_field(field: str) -> "msgspec.json.Decoder[Any]":
+    # Skips all but one field without building anything, and keeps that one as it was sent.
+    one = msgspec.defstruct("One", [("value", Raw, Raw(b""))], rename={"value": field})
+    return msgspec.json.Decoder(one)
+
+
+def _fields_of_kind(request: type[Struct], kind: type[inspect.Type]) -> frozenset[str]:
+    info = inspect.type_info(request)
+    assert isinstance(info, inspect.StructType)  # noqa: S101  for the type checker
+    return frozenset(
+        field.encode_name for field in info.fields if isinstance(faults.bare(field.type), kind)
+    )
+
+
+def _wait_ms(text: str) -> int:
+    if _SECONDS.fullmatch(text) and float(text) <= LONGEST_WAIT:
+        return round(float(text) * 1000)
+    raise InvalidRequest(
+        f"wait must be a number of seconds between 0 and {LONGEST_WAIT}, got {faults.shown(text)}",
+        field=WAIT_PARAMETER,
+    )
+
+
+def _body_too_large() -> PayloadTooLarge:
+    return PayloadTooLarge(f"the body must be at most {LARGEST_BODY} bytes; send less at a time")
+
+
+def _batch_length(got: str = "") -> InvalidRequest:
+    return InvalidRequest(
+        f"tasks must be a list of 1 to {m.LARGEST_BATCH} entries{got}", field="tasks"
+    )

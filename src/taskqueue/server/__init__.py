@@ -1,0 +1,1 @@
+"""The composition root: everything a broker process consists of, built in order."""

@@ -1,0 +1,54 @@
+"""The settings and their defaults, grouped by the part that uses them."""
+
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+from msgspec import Meta, Struct, field
+
+from taskqueue.broker.broker import BrokerSettings
+from taskqueue.doors.http import RestSettings
+from taskqueue.doors.resp import RespSettings
+
+DEFAULT_FILE: Final = Path("tq.toml")
+
+
+class HttpSettings(RestSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The REST door."""
+
+    listen: Annotated[str, Meta(description="HOST:PORT of the REST door")] = "127.0.0.1:8080"
+
+
+class NativeSettings(RespSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The native door."""
+
+    listen: Annotated[str, Meta(description="HOST:PORT of the native door")] = "127.0.0.1:6379"
+
+
+class DataSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where tasks are kept."""
+
+    folder: Annotated[str, Meta(min_length=1, description="Folder of the embedded engine")] = (
+        "taskqueue-data"
+    )
+
+
+class LogSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is logged, and how."""
+
+    level: Annotated[
+        Literal["debug", "info", "warning", "error"], Meta(description="The least that is logged")
+    ] = "info"
+    format: Annotated[
+        Literal["auto", "json", "text"],
+        Meta(description="JSON lines, readable text, or what suits where stderr leads"),
+    ] = "auto"
+
+
+class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All settings of a broker."""
+
+    http: HttpSettings = field(default_factory=HttpSettings)
+    native: NativeSettings = field(default_factory=NativeSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    log: LogSettings = field(default_factory=LogSettings)
+    broker: BrokerSettings = field(default_factory=BrokerSettings)

@@ -1,0 +1,85 @@
+"""Tells the broker how attempts ended, and goes on telling until it has an answer."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from taskqueue.client.connection import Connection, ConnectionLost
+from taskqueue.client.link import Backoff, Link
+from taskqueue.core.errors import BrokerUnavailable, LeaseLost, TaskNotFound
+from taskqueue.worker.attempt import Attempt
+
+log = logging.getLogger("taskqueue.worker")
+
+Done = Callable[[Attempt], None]
+
+
+class Reporter:
+    """Sends reports pipelined; one that got no answer is repeated with the same token."""
+
+    def __init__(self, link: Link, on_done: Done) -> None:
+        self._link = link
+        self._on_done = on_done
+        self._connection: Connection | None = None
+        self._unsent: list[tuple[Attempt, list[bytes]]] = []
+        self._resending: asyncio.Task[None] | None = None
+
+    def report(self, attempt: Attempt, words: list[bytes]) -> None:
+        """Send a report; `on_done` is called when the broker has taken or refused it."""
+        if self._connection is None or not self._connection.is_open:
+            self._unsent.append((attempt, words))
+            self._ensure_resending()
+            return
+        answer = self._connection.send(*words)
+        answer.add_done_callback(partial(self._answered, attempt, words))
+
+    async def ask(self, *words: bytes) -> Any:
+        """Send a command that is not a report and return its answer."""
+        return await (await self._connected()).send(*words)
+
+    def close(self) -> None:
+        """Stop repeating."""
+        if self._resending is not None:
+            self._resending.cancel()
+
+    def _answered(self, attempt: Attempt, words: list[bytes], answer: asyncio.Future[Any]) -> None:
+        if answer.cancelled():
+            return
+        error = answer.exception()
+        if isinstance(error, ConnectionLost | BrokerUnavailable):
+            self._unsent.append((attempt, words))
+            self._ensure_resending()
+            return
+        if isinstance(error, LeaseLost | TaskNotFound):
+            log.warning(
+                "the claim was lost; its result is dropped",
+                extra={"task_id": attempt.claim.task_id},
+            )
+        elif isinstance(error, Exception) and words[0] == b"TQ.COMPLETE":
+            self.report(attempt, attempt.refused(error))
+            return
+        elif error is not None:
+            log.error("a report was refused: %s", error, extra={"task_id": attempt.claim.task_id})
+        self._on_done(attempt)
+
+    def _ensure_resending(self) -> None:
+        if self._resending is None or self._resending.done():
+            self._resending = asyncio.get_running_loop().create_task(self._resend())
+
+    async def _resend(self) -> None:
+        backoff = Backoff()
+        while self._unsent:
+            await asyncio.sleep(backoff.next_pause())
+            try:
+                await self._connected()
+            except BrokerUnavailable:
+                continue
+            unsent, self._unsent = self._unsent, []
+            for attempt, words in unsent:
+                self.report(attempt, words)
+
+    async def _connected(self) -> Connection:
+        self._connection = await self._link.shared()
+        return self._connection
