@@ -1,27 +1,31 @@
 """taskqueue, a durable task queue: the Python SDK for clients and workers."""
 
-from taskqueue.client.aio import AsyncClient
-from taskqueue.client.errors import TaskFailed, WaitTimeout
-from taskqueue.client.sync import SyncClient
-from taskqueue.client.task import Task, TaskPage, TaskStatus
-from taskqueue.core.errors import (
-    BrokerUnavailable,
-    DataDamaged,
-    IdempotencyConflict,
-    InternalError,
-    InvalidRequest,
-    InvalidStatus,
-    LeaseLost,
-    OutcomeUnknown,
-    PayloadTooLarge,
-    QueueDepthExceeded,
-    TaskNotFound,
-    TaskQueueError,
-)
-from taskqueue.core.task import Status
-from taskqueue.worker.app import App
-from taskqueue.worker.context import Context
-from taskqueue.worker.handle import Handle
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from taskqueue.client.aio import AsyncClient
+    from taskqueue.client.errors import TaskFailed, WaitTimeout
+    from taskqueue.client.sync import SyncClient
+    from taskqueue.client.task import Task, TaskPage, TaskStatus
+    from taskqueue.core.errors import (
+        BrokerUnavailable,
+        DataDamaged,
+        IdempotencyConflict,
+        InternalError,
+        InvalidRequest,
+        InvalidStatus,
+        LeaseLost,
+        OutcomeUnknown,
+        PayloadTooLarge,
+        QueueDepthExceeded,
+        TaskNotFound,
+        TaskQueueError,
+    )
+    from taskqueue.core.task import Status
+    from taskqueue.worker.app import App
+    from taskqueue.worker.context import Context
+    from taskqueue.worker.handle import Handle
 
 __all__ = [
     "App",
@@ -48,3 +52,23 @@ __all__ = [
     "TaskStatus",
     "WaitTimeout",
 ]
+
+_PLACES = {
+    "taskqueue.client.aio": ("AsyncClient",),
+    "taskqueue.client.errors": ("TaskFailed", "WaitTimeout"),
+    "taskqueue.client.sync": ("SyncClient",),
+    "taskqueue.client.task": ("Task", "TaskPage", "TaskStatus"),
+    "taskqueue.core.task": ("Status",),
+    "taskqueue.worker.app": ("App",),
+    "taskqueue.worker.context": ("Context",),
+    "taskqueue.worker.handle": ("Handle",),
+}
+_PLACE_OF = {name: place for place, names in _PLACES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    # Imported when first asked for: `tq --version` and the broker need none of it.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(_PLACE_OF.get(name, "taskqueue.core.errors"))
+    return getattr(module, name)

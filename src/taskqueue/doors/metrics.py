@@ -129,7 +129,7 @@ class _StorageReachable(Collector):
 
 def _tasks_total(counts: list[Count]) -> CounterMetricFamily:
     family = CounterMetricFamily(
-        "tq_tasks", "Total tasks that entered each status", labels=["status", "task_type"]
+        "tq_tasks", "Total tasks submitted", labels=["status", "task_type"]
     )
     by_type = Counter[str]()
     for count in counts:

@@ -1,0 +1,1 @@
+"""Measurements of the whole product over its real doors: `python -m benchmarks`."""

@@ -1,0 +1,30 @@
+"""`tq worker`: a process that runs an app's handlers."""
+
+import sys
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from taskqueue.cli.broker import LogFormat, LogLevel
+from taskqueue.server.logs import set_up_logs
+from taskqueue.worker.entry import load_app, run_worker
+from taskqueue.worker.runner import Worker, WorkerSettings
+
+
+def worker(
+    app: Annotated[str, Parameter(help="where the app is: module:name")],
+    *,
+    concurrency: Annotated[int, Parameter(help="tasks at once, 1 to 500")] = 10,
+    url: Annotated[str | None, Parameter(help="broker: host:port or tq://key@host:port")] = None,
+    shutdown: Annotated[float, Parameter(help="seconds to finish when told to stop")] = 60.0,
+    log_level: Annotated[LogLevel, Parameter(help="the least that is logged")] = "info",
+    log_format: Annotated[LogFormat, Parameter(help="json, text or auto")] = "auto",
+) -> None:
+    """Run the handlers of an app until told to stop."""
+    set_up_logs(log_level, log_format)
+    settings = WorkerSettings(concurrency=concurrency, shutdown_seconds=shutdown)
+    run_worker(load_app(app), url, settings, _greet)
+
+
+def _greet(worker: Worker) -> None:
+    print(f"worker {worker.worker_id} started", file=sys.stderr, flush=True)
