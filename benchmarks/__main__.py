@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import apsw
-import psutil
 
 from benchmarks import scenarios
 from benchmarks.brokers import MeasuredBroker, measured_broker
@@ -99,7 +98,7 @@ def machine() -> dict[str, object]:
     """What the figures were taken on."""
     return {
         "cores": os.cpu_count(),
-        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "cpu": _cpu_name(),
         "kernel": platform.release(),
         "python": platform.python_version(),

@@ -1,13 +1,15 @@
 """A storage whose transactions end when the test says so."""
 
 import asyncio
+from collections.abc import Sequence
 
-from taskqueue.core.batch import Applied, Batch
-from taskqueue.storage.port import Storage
+from taskqueue.core.batch import Applied, Batch, Minute
+from taskqueue.core.task import Status, Task, TaskDetail
+from taskqueue.storage.port import Count, Storage, TaskQuery, Totals
 
 
 class GatedStorage(Storage):
-    """Holds each batch until `commit` or `fail`; every outcome is 0."""
+    """Holds each batch until `commit` or `fail`; every outcome is 0, every read finds nothing."""
 
     def __init__(self) -> None:
         self.batches: list[Batch] = []
@@ -23,6 +25,43 @@ class GatedStorage(Storage):
         self._gate = asyncio.get_running_loop().create_future()
         await self._gate
         return Applied([0 for _ in batch.commands], [], {}, None, 0)
+
+    async def open(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def get(self, task_id: str) -> TaskDetail | None:
+        return None
+
+    async def payload(self, task_id: str) -> bytes | None:
+        return None
+
+    async def find(self, query: TaskQuery) -> list[Task]:
+        return []
+
+    async def count(self, status: Status | None, task_type: str | None) -> int:
+        return 0
+
+    async def totals(self, since: int) -> Totals:
+        return Totals([], Minute(), None)
+
+    async def counts(self) -> list[Count]:
+        return []
+
+    async def overdue(self, steady: int, limit: int) -> list[Task]:
+        return []
+
+    async def held(self, worker_ids: Sequence[str]) -> list[Task]:
+        return []
+
+    async def holders(self) -> list[str]:
+        return []
+
+    async def next_due(self) -> int | None:
+        return None
+
+    async def audit(self) -> list[str]:
+        return []
 
     def commit(self) -> None:
         """Let the transaction that is under way succeed."""

@@ -34,12 +34,15 @@ class Receiver(Protocol):
 
     def done(self) -> bool:
         """Whether nothing more is to be told."""
+        ...
 
     def set_result(self, result: Any, /) -> None:
         """The command was carried out."""
+        ...
 
     def set_exception(self, exception: Any, /) -> None:
         """It was refused, failed, or nobody can say."""
+        ...
 
 
 Companions = Callable[[list[Command]], list[tuple[Command, Receiver]]]

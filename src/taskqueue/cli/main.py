@@ -58,18 +58,15 @@ def run(arguments: list[str], *, debug: bool = False) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        sys.stderr.close()
+        sys.stderr.close()  # nobody reads: not even a complaint
         return 1
-    except TaskQueueError as error:
+    except (TaskQueueError, CycloptsError, SettingsError, OSError) as error:
         if debug:
             raise
-        if isinstance(error, StorageRefused):
-            return _complain(error.message, 2)
-        return _complain(f"{error.code}: {error}", EXIT_CODES.get(error.code, 1))
-    except (CycloptsError, SettingsError, OSError) as error:
-        if debug:
-            raise
-        return _complain(str(error), 2)
+        code = getattr(error, "code", None)
+        if code is None or isinstance(error, StorageRefused):
+            return _complain(str(error), 2)
+        return _complain(f"{code}: {error}", EXIT_CODES.get(code, 1))
     return 0
 
 

@@ -60,9 +60,9 @@ class Connection(asyncio.Protocol):
             self._fail(ConnectionLost(f"the answer is not RESP: {error}"))
             self.close()
 
-    def connection_lost(self, error: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
         self.is_open = False
-        self._fail(ConnectionLost(f"the broker hung up: {error or 'end of stream'}"))
+        self._fail(ConnectionLost(f"the broker hung up: {exc or 'end of stream'}"))
 
     def send(self, *words: bytes) -> asyncio.Future[Answer]:
         """Send a command; the future has its answer, or the error it was answered with.

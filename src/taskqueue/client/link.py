@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -49,7 +49,7 @@ class Link:
         return self._shared
 
     @asynccontextmanager
-    async def blocking(self) -> AsyncIterator[Connection]:
+    async def blocking(self) -> AsyncGenerator[Connection, None]:
         """A connection for one command that may block, kept for the next one if it ends well."""
         async with self._blocking_slots:
             connection = self._idle.pop() if self._idle else await self.open()

@@ -1,7 +1,8 @@
 """What a client submits, and how it sees what became of it."""
 
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from msgspec import Struct, structs
@@ -109,10 +110,11 @@ class TaskPage(ListReply):
 def as_fields(answer: Any) -> Any:
     """An answer with its texts decoded; a field called `result` stays bytes."""
     if isinstance(answer, dict):
+        pairs = cast(dict[bytes, Any], answer)
         return {
             key.decode(): value if key == b"result" else as_fields(value)
-            for key, value in answer.items()
+            for key, value in pairs.items()
         }
     if isinstance(answer, list):
-        return [as_fields(value) for value in answer]
+        return [as_fields(part) for part in cast(Sequence[Any], answer)]
     return answer.decode() if isinstance(answer, bytes) else answer

@@ -61,8 +61,8 @@ class Minute(Struct):
 class Tally(Struct):
     """Changes to the counters: tasks present, tasks that ever entered, the current minute."""
 
-    present: Counter[CounterKey] = field(default_factory=Counter)
-    entered: Counter[CounterKey] = field(default_factory=Counter)
+    present: Counter[CounterKey] = field(default_factory=Counter[CounterKey])
+    entered: Counter[CounterKey] = field(default_factory=Counter[CounterKey])
     minute: Minute = field(default_factory=Minute)
 
     def move(self, before: Task | None, after: Task, steady: int) -> None:
@@ -87,11 +87,11 @@ class Tally(Struct):
 class Changes(Struct):
     """What a working set wants written, in any order: it is one transaction."""
 
-    inserted: list[Task] = field(default_factory=list)
-    updated: list[Task] = field(default_factory=list)
-    payloads: list[tuple[int, bytes]] = field(default_factory=list)
-    results: list[tuple[int, bytes]] = field(default_factory=list)
-    failures: list[tuple[int, Failure]] = field(default_factory=list)
+    inserted: list[Task] = field(default_factory=list[Task])
+    updated: list[Task] = field(default_factory=list[Task])
+    payloads: list[tuple[int, bytes]] = field(default_factory=list[tuple[int, bytes]])
+    results: list[tuple[int, bytes]] = field(default_factory=list[tuple[int, bytes]])
+    failures: list[tuple[int, Failure]] = field(default_factory=list[tuple[int, Failure]])
 
 
 class WorkingSet:

@@ -22,12 +22,15 @@ class Clock(Protocol):
 
     def wall(self) -> int:
         """The present moment; never less than an earlier answer."""
+        ...
 
     def steady(self) -> int:
         """A reading for measuring durations; jumps of the wall clock do not show in it."""
+        ...
 
     def forgive(self, microseconds: int) -> None:
         """Take a stall of the process out of the steady time."""
+        ...
 
 
 class SystemClock:

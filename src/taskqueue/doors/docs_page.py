@@ -143,8 +143,8 @@ def _table(rows: Iterable[str]) -> str:
 
 
 def _answers(document: Json, responses: Json) -> str:
-    rows = []
-    tables = []
+    rows: list[str] = []
+    tables: list[str] = []
     for status, response in responses.items():
         text = response["description"].replace("`", "")
         rows.append(f"<tr><td><code>{status}</code></td><td>{escape(text)}</td></tr>")
@@ -195,7 +195,7 @@ def _resolved(document: Json, schema: Json) -> Json:
 
 def curl_example(method: str, path: str, operation: Json) -> str:
     """A curl line that does the operation on a broker with the default address."""
-    query = []
+    query: list[str] = []
     for parameter in operation.get("parameters", []):
         if "example" in parameter and parameter["in"] == "path":
             path = path.replace("{" + parameter["name"] + "}", str(parameter["example"]))

@@ -15,7 +15,11 @@ import msgspec
 from msgspec import Meta, Struct
 from uvicorn import Config
 from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 from uvicorn.server import ServerState
 
 from taskqueue.core.clock import Clock
@@ -81,6 +85,7 @@ class LimitedHttp(HttpToolsProtocol):
         self._clock = clock
         self._on_lost = on_lost
         self._socket: asyncio.Transport
+        self._latest: RequestResponseCycle | None = None
         self._is_receiving = False
         self._is_in_body = False
         self._is_refused = False
@@ -131,7 +136,7 @@ class LimitedHttp(HttpToolsProtocol):
             self._refuse(refusal)
         except httptools.HttpParserError as error:
             cause = error.__context__
-            self._refuse(cause if isinstance(cause, Refused) else _broken(error))
+            self._refuse(cause if isinstance(cause, Refused) else _broken(cause or error))
         else:
             if self._deadline is None and (self._is_receiving or self._is_idle):
                 self._arm_deadline()
@@ -162,6 +167,7 @@ class LimitedHttp(HttpToolsProtocol):
         if self.parser.should_upgrade():
             return  # the parser skips the body then; see _feed
         super().on_headers_complete()
+        self._latest = self.cycle
         self._is_in_body = True
 
     def on_body(self, body: bytes) -> None:
@@ -196,7 +202,7 @@ class LimitedHttp(HttpToolsProtocol):
 
     @property
     def _is_idle(self) -> bool:
-        return self.cycle is None or self.cycle.response_complete
+        return self._latest is None or self._latest.response_complete
 
     def _feed(self, data: bytes) -> None:
         while data:
@@ -326,7 +332,7 @@ def _new_parser(protocol: LimitedHttp) -> httptools.HttpRequestParser:
     return httptools.HttpRequestParser(protocol)
 
 
-def _broken(error: Exception) -> Refused:
+def _broken(error: BaseException) -> Refused:
     return Refused(400, InvalidRequest(f"the request is not valid HTTP/1.1: {error}"[:300]))
 
 

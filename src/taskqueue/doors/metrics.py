@@ -17,7 +17,6 @@ from prometheus_client.metrics_core import (
     Metric,
 )
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 from taskqueue.broker.broker import Broker
 from taskqueue.broker.metrics import MOST_TYPES, OTHER, Histogram, Metrics
@@ -158,7 +157,7 @@ def _histogram(name: str, text: str, histogram: Histogram) -> HistogramMetricFam
 
 
 def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
-    bounds = [*map(floatToGoString, histogram.bounds), "+Inf"]
+    bounds = [*map(repr, histogram.bounds), "+Inf"]
     return list(zip(bounds, accumulate(histogram.buckets), strict=True))
 
 

@@ -123,7 +123,7 @@ def _parameter(name: str, place: str, schemas: Json, operation: Operation) -> Js
     else:
         schema = _without_null(schemas[operation.request.__name__]["properties"][name])
         text = schema.pop("description", "")
-    entry = {"name": name, "in": place, "required": place == "path", "schema": schema}
+    entry: Json = {"name": name, "in": place, "required": place == "path", "schema": schema}
     if text:
         entry["description"] = text
     if name in PARAMETER_EXAMPLES:
@@ -144,7 +144,7 @@ def _errors(operation: Operation) -> Json:
     by_status: dict[int, list[type[TaskQueueError]]] = defaultdict(list)
     for error in RAISES.get(operation.name, _READ):
         by_status[error.http].append(error)
-    responses = {}
+    responses: Json = {}
     for status, errors in sorted(by_status.items()):
         told = (f"`{error.code}`: {_first_sentence(error.__doc__ or '')}" for error in errors)
         responses[str(status)] = {

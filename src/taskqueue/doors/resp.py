@@ -85,7 +85,7 @@ class Connection(asyncio.Protocol):
             self._transport.write(resp.error("ERR", "max number of clients reached"))
             self._transport.close()
 
-    def connection_lost(self, _error: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  asyncio names it
         self._door.dismiss(self)
         if self._slow_timer is not None:
             self._slow_timer.cancel()

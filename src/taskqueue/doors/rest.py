@@ -17,7 +17,7 @@ from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
 
 from taskqueue.broker.broker import Broker
-from taskqueue.broker.operations import BY_NAME, OPERATIONS, Operation
+from taskqueue.broker.operations import OPERATIONS, Operation
 from taskqueue.core.errors import (
     BrokerUnavailable,
     DataDamaged,
@@ -37,10 +37,10 @@ from taskqueue.doors.listener import HttpListener
 from taskqueue.doors.rest_input import (
     BatchReader,
     BodyReader,
+    BodyRoom,
     QueryReader,
     check_media,
     path_fields_of,
-    read_body,
     read_query,
 )
 from taskqueue.wire import messages as m
@@ -63,25 +63,38 @@ class Answer(NamedTuple):
     headers: tuple[tuple[bytes, bytes], ...] = JSON_HEADERS
 
 
+class ClientGone(Exception):
+    """The client closed its connection before the answer was ready."""
+
+
+UNHEARD: Final = Answer(499, b"")
+"""Counted, though nobody is there to read it."""
+
+
 class Action(Protocol):
     """What is done for one method at one path."""
 
     @property
     def name(self) -> str:
         """What its requests are counted under."""
+        ...
 
-    async def answer(self, scope: Scope, receive: Receive) -> Answer:
-        """Do it. Raises TaskQueueError."""
+    async def answer(self, scope: Scope, receive: Receive, /) -> Answer:
+        """Do it. Raises TaskQueueError; ClientGone where nobody waits for the answer any more."""
+        ...
 
 
 class Call:
     """One operation of the broker."""
 
-    def __init__(self, operation: Operation, broker: Broker, settings: RestSettings) -> None:
+    def __init__(
+        self, operation: Operation, broker: Broker, settings: RestSettings, room: BodyRoom
+    ) -> None:
         assert operation.http is not None  # noqa: S101  only those with a route are offered
         self.name = operation.name
         self._operation = operation
         self._broker = broker
+        self._room = room
         self._status = operation.http.status
         self._is_read = operation.http.method == "GET"
         self._answer_seconds = settings.answer_seconds
@@ -93,7 +106,7 @@ class Call:
         self._body = BodyReader(operation.request) if has_body else None
         self._query = QueryReader(operation.request, path_fields)
 
-    async def answer(self, scope: Scope, receive: Receive) -> Answer:
+    async def answer(self, scope: Scope, receive: Receive, /) -> Answer:
         """Read the request, carry it out, put its reply into words."""
         request = await self._read(scope, receive)
         outcome = await self._carry_out(request, receive)
@@ -108,7 +121,7 @@ class Call:
             return self._query.read(scope["query_string"], scope["path_params"])
         refuse_query(scope)
         check_media(scope)
-        return self._body.read(await read_body(receive))
+        return self._body.read(await self._room.read(receive))
 
     async def _carry_out(self, request: Any, receive: Receive) -> Any:
         seconds = self._answer_seconds
@@ -123,6 +136,8 @@ class Call:
             await asyncio.wait(waiting_for, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
             if work.done():
                 return work.result()
+            if gone is not None and gone.done():
+                raise ClientGone
             raise self._too_late()
         finally:
             if gone is not None:
@@ -152,15 +167,17 @@ class Call:
 class BatchCall(Call):
     """A batch of submits: an entry that cannot be read does not spoil the others."""
 
-    def __init__(self, broker: Broker, settings: RestSettings) -> None:
-        super().__init__(BY_NAME["submit_batch"], broker, settings)
+    def __init__(
+        self, operation: Operation, broker: Broker, settings: RestSettings, room: BodyRoom
+    ) -> None:
+        super().__init__(operation, broker, settings, room)
         self._reader = BatchReader()
 
-    async def answer(self, scope: Scope, receive: Receive) -> Answer:
+    async def answer(self, scope: Scope, receive: Receive, /) -> Answer:
         """Submit what can be read, and give each entry its outcome in its place."""
         refuse_query(scope)
         check_media(scope)
-        entries = self._reader.read(await read_body(receive))
+        entries = self._reader.read(await self._room.read(receive))
         good = [entry for entry in entries if not isinstance(entry, TaskQueueError)]
         outcomes: list[m.SubmitReply | m.ErrorReply] = []
         if good:
@@ -183,7 +200,7 @@ class MetricsPage:
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
 
-    async def answer(self, scope: Scope, _receive: Receive) -> Answer:
+    async def answer(self, scope: Scope, _receive: Receive, /) -> Answer:
         """Gather them as they are now."""
         refuse_query(scope)
         text = await metrics.exposition(self._broker)
@@ -197,7 +214,7 @@ class FixedPage:
         self.name = name
         self._answer = Answer(200, body, (*headers, NOT_SNIFFED))
 
-    async def answer(self, scope: Scope, _receive: Receive) -> Answer:
+    async def answer(self, scope: Scope, _receive: Receive, /) -> Answer:
         """The page."""
         refuse_query(scope)
         return self._answer
@@ -221,6 +238,8 @@ class Endpoint:
             answer = await action.answer(scope, receive)
         except TaskQueueError as error:
             answer = self._refusal(error)
+        except ClientGone:
+            answer = UNHEARD
         except Exception:
             request_id = new_task_id()
             log.exception("a request met a fault of the broker", request_id=request_id)
@@ -294,13 +313,13 @@ class RestDoor:
 
 def rest_app(broker: Broker, settings: RestSettings) -> Router:
     """The ASGI app behind the door."""
+    room = BodyRoom()
     paths: dict[str, dict[str, Action]] = defaultdict(dict)
     for operation in OPERATIONS:
         if operation.http is not None:
-            is_batch = operation.request is m.SubmitBatchRequest
-            paths[operation.http.path][operation.http.method] = (
-                BatchCall(broker, settings) if is_batch else Call(operation, broker, settings)
-            )
+            kind = BatchCall if operation.request is m.SubmitBatchRequest else Call
+            action = kind(operation, broker, settings, room)
+            paths[operation.http.path][operation.http.method] = action
     document = openapi.document()
     paths["/metrics"]["GET"] = MetricsPage(broker)
     paths["/openapi.json"]["GET"] = FixedPage(

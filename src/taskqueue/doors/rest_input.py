@@ -9,7 +9,7 @@ import re
 from base64 import b64encode
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, cast
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -17,6 +17,7 @@ from msgspec import Raw, Struct, inspect
 from starlette.types import Receive, Scope
 
 from taskqueue.core.errors import (
+    BrokerUnavailable,
     InvalidRequest,
     PayloadTooLarge,
     TaskQueueError,
@@ -27,6 +28,9 @@ from taskqueue.wire import messages as m
 
 LARGEST_BODY: Final = 14 * 1024 * 1024
 """Bytes of a request body: room for a payload of 10 MiB in base64 and all other fields."""
+
+LARGEST_ROOM: Final = 256 * 1024 * 1024
+"""Bytes of unfinished bodies in memory at any time, over all connections."""
 
 MOST_QUOTES: Final = 1_000
 """More quotation marks than that in one decoded task can only come from repeated fields."""
@@ -57,8 +61,8 @@ class BatchEnvelope(Struct, forbid_unknown_fields=True):
     tasks: list[Raw]
 
 
-def check_media(scope: Scope) -> int | None:
-    """The length the body announces. Raises UnsupportedMedia, PayloadTooLarge before it is read."""
+def check_media(scope: Scope) -> None:
+    """Look at what a body says of itself. Raises UnsupportedMedia, PayloadTooLarge."""
     media = length = None
     for name, value in scope["headers"]:
         if name == b"content-type":
@@ -74,23 +78,41 @@ def check_media(scope: Scope) -> int | None:
         raise UnsupportedMedia(f"Content-Type must be application/json, got {shown}")
     if length is not None and length > LARGEST_BODY:
         raise _body_too_large()
-    return length
 
 
-async def read_body(receive: Receive) -> bytes:
-    """The whole body, never more than LARGEST_BODY of it in memory. Raises PayloadTooLarge."""
-    message = await receive()
-    if not message.get("more_body"):
-        return _part(message)
-    parts = [_part(message)]
-    size = len(parts[0])
-    while message.get("more_body"):
+class BodyRoom:
+    """The memory that bodies may take up while they arrive, shared by all connections."""
+
+    def __init__(self) -> None:
+        self._held = 0
+
+    async def read(self, receive: Receive) -> bytes:
+        """The whole of a body. Raises PayloadTooLarge, BrokerUnavailable when room is short."""
         message = await receive()
-        parts.append(_part(message))
-        size += len(parts[-1])
+        part = _part(message)
+        if not message.get("more_body"):
+            return part
+        parts, size = [part], len(part)
+        self._held += size
+        try:
+            while message.get("more_body"):
+                message = await receive()
+                part = _part(message)
+                parts.append(part)
+                size += len(part)
+                self._held += len(part)
+                self._check(size)
+            return b"".join(parts)
+        finally:
+            self._held -= size
+
+    def _check(self, size: int) -> None:
         if size > LARGEST_BODY:
             raise _body_too_large()
-    return b"".join(parts)
+        if self._held > LARGEST_ROOM:
+            raise BrokerUnavailable(
+                "The broker is receiving more than it can hold; try again shortly", retry_after=1
+            )
 
 
 class BodyReader:
@@ -124,10 +146,10 @@ class BodyReader:
     def _check(self, request: Any, sent: object) -> None:
         if isinstance(sent, Repeated):
             raise faults.repeated_field(sent.name)
-        assert isinstance(sent, dict)  # noqa: S101  the decoder took it for an object
-        for field in self._bytes_fields:
-            if field in sent and not is_canonical(sent[field], getattr(request, field)):
-                raise faults.bad_value(self._request, field, sent[field])
+        texts = cast("dict[str, str]", sent)  # the decoder took it for an object with texts there
+        for field in self._bytes_fields & texts.keys():
+            if not is_canonical(texts[field], getattr(request, field)):
+                raise faults.bad_value(self._request, field, texts[field])
 
 
 class BatchReader:

@@ -44,9 +44,11 @@ class Storage(Protocol):
 
     async def open(self) -> None:
         """Take possession of the storage and bring its schema up to date."""
+        ...
 
     async def close(self) -> None:
         """Finish what was begun and let go of the storage."""
+        ...
 
     async def apply(self, batch: Batch) -> Applied:
         """Carry out a batch in one transaction and return once it is durable.
@@ -54,36 +56,48 @@ class Storage(Protocol):
         A command that is refused has its error as its outcome and spoils none of the others.
         Raises BrokerUnavailable if nothing was changed, OutcomeUnknown if that cannot be said.
         """
+        ...
 
     async def get(self, task_id: str) -> TaskDetail | None:
         """One task with its result and failures. Raises DataDamaged for damaged bytes."""
+        ...
 
     async def payload(self, task_id: str) -> bytes | None:
         """The bytes a task was submitted with. Raises DataDamaged for damaged bytes."""
+        ...
 
     async def find(self, query: TaskQuery) -> list[Task]:
         """The tasks that a query asks for, newest first."""
+        ...
 
     async def count(self, status: Status | None, task_type: str | None) -> int:
         """How many tasks there are, from the counters: the cost does not grow with them."""
+        ...
 
     async def totals(self, since: int) -> Totals:
         """The counters over all types, with the minutes that began at `since` or later."""
+        ...
 
     async def counts(self) -> list[Count]:
         """The counters by type."""
+        ...
 
     async def overdue(self, steady: int, limit: int) -> list[Task]:
         """Running tasks whose deadline is at or before `steady`."""
+        ...
 
     async def held(self, worker_ids: Sequence[str]) -> list[Task]:
         """The tasks that these workers hold."""
+        ...
 
     async def holders(self) -> list[str]:
         """Every worker that holds a task."""
+        ...
 
     async def next_due(self) -> int | None:
         """The earliest `run_at` among the tasks that wait for their time."""
+        ...
 
     async def audit(self) -> list[str]:
         """Each way in which the counters differ from the rows; none in a sound storage."""
+        ...

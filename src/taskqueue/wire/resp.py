@@ -8,7 +8,7 @@ reserved for it: a header only ever promises, memory is taken for what has arriv
 import re
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Final
+from typing import Final, cast
 
 from msgspec import Struct
 from msgspec.structs import fields
@@ -248,11 +248,12 @@ def _encode_many(value: object, *, resp3: bool) -> bytes:
             pairs = {field.encode_name: getattr(value, field.name) for field in fields(value)}
             return _encode_many(pairs, resp3=resp3)
         case dict():
-            head = b"%%%d\r\n" % len(value) if resp3 else b"*%d\r\n" % (2 * len(value))
-            flat = (part for pair in value.items() for part in pair)
-            return head + _joined(flat, resp3=resp3)
-        case list() | tuple():
-            return b"*%d\r\n" % len(value) + _joined(value, resp3=resp3)
+            pairs = cast(dict[str, object], value)
+            head = b"%%%d\r\n" % len(pairs) if resp3 else b"*%d\r\n" % (2 * len(pairs))
+            return head + _joined((part for pair in pairs.items() for part in pair), resp3=resp3)
+        case list():
+            parts = cast(list[object], value)
+            return b"*%d\r\n" % len(parts) + _joined(parts, resp3=resp3)
         case _:
             raise TypeError(f"RESP has no form for {type(value).__name__}")
 

@@ -2,9 +2,9 @@
 
 import inspect
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Any, Final, Generic, ParamSpec, TypedDict, TypeVar, Unpack
+from typing import Any, Final, Generic, ParamSpec, TypedDict, TypeVar, Unpack, cast
 
 import msgspec
 
@@ -147,10 +147,10 @@ def _refuse_non_numbers(value: Any) -> None:
         case float() if value != value or value in (float("inf"), float("-inf")):
             raise ValueError(f"the result holds {value}, which JSON cannot say")
         case dict():
-            for part in value.values():
+            for part in cast(dict[str, Any], value).values():
                 _refuse_non_numbers(part)
-        case list() | tuple():
-            for part in value:
+        case list():
+            for part in cast(Sequence[Any], value):
                 _refuse_non_numbers(part)
         case _:
             pass

@@ -7,10 +7,13 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import hiredis
+import msgspec
 
 from taskqueue.client.address import BrokerAddress
 from taskqueue.client.link import Backoff
+from taskqueue.client.task import as_fields
 from taskqueue.wire import resp
+from taskqueue.wire.messages import BeatReply
 
 FIRST_INTERVAL: Final = 1.0
 ANSWER_SECONDS: Final = 5.0
@@ -59,7 +62,7 @@ class Heartbeat:
         while not self._stop.wait(pause):
             try:
                 self._beat()
-            except (OSError, hiredis.HiredisError) as error:
+            except (OSError, hiredis.HiredisError, msgspec.ValidationError) as error:
                 log.debug("no heartbeat: %s", error, extra={"worker_id": self._worker_id})
                 self._hang_up()
                 pause = min(self._interval, backoff.next_pause())
@@ -71,12 +74,12 @@ class Heartbeat:
     def _beat(self) -> None:
         held = [word for task_id, token in self._held() for word in (task_id, str(token))]
         answer = self._ask("TQ.BEAT", self._worker_id, *held)
-        if not isinstance(answer, dict):
+        if isinstance(answer, hiredis.ReplyError):
             raise OSError(f"the broker refused the heartbeat: {answer}")
-        self._interval = answer[b"lease_seconds"] / 3
-        lost = [task_id.decode() for task_id in answer[b"lost"]]
-        if lost:
-            self._on_lost(lost)
+        reply = msgspec.convert(as_fields(answer), BeatReply)
+        self._interval = reply.lease_seconds / 3
+        if reply.lost:
+            self._on_lost(reply.lost)
 
     def _ask(self, *words: str) -> Any:
         connection = self._socket or self._connect()

@@ -45,10 +45,7 @@ HELD = """SELECT tasks.* FROM json_each('[]') AS holder CROSS JOIN tasks
 def test_the_statement_uses_its_index(
     connection: apsw.Connection, index: str, statement: str, bindings: tuple[object, ...]
 ) -> None:
-    steps = [
-        str(row[3])
-        for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}", bindings)  # type: ignore[arg-type]
-    ]
+    steps = [str(row[3]) for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}", bindings)]
     on_tasks = [step for step in steps if " tasks" in step]
     assert on_tasks, steps
     for step in on_tasks:
