@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from taskqueue.client.address import broker_address
-from taskqueue.client.connection import Answer, ConnectionLost
+from taskqueue.client.connection import Answer, Connection, ConnectionLost
 from taskqueue.client.errors import TaskFailed, WaitTimeout
 from taskqueue.client.link import Backoff, Link
 from taskqueue.client.task import Task, TaskPage, TaskStatus, as_fields
@@ -70,10 +70,8 @@ class AsyncClient:
 
         The first one that is refused raises its error; the others are submitted all the same.
         """
-        made = [(task, task.task_id or new_task_id()) for task in tasks]
-        commands = [task.command(task_id) for task, task_id in made]
-        await self._call_all(commands)
-        return [task_id for _, task_id in made]
+        commands = [task.command(task.task_id or new_task_id()) for task in tasks]
+        return [answer.decode() for answer in await self._call_all(commands)]
 
     async def get_status(self, task_id: str) -> TaskStatus:
         """How a task stands. Raises TaskNotFound."""
@@ -101,17 +99,17 @@ class AsyncClient:
         ends_at = loop.time() + timeout
         backoff = Backoff()
         while True:
-            left = ends_at - loop.time()
+            is_over = loop.time() >= ends_at
             try:
-                status = await self._wait(task_id, min(LONGEST_WAIT_SLICE, max(0.0, left)))
-            except (BrokerUnavailable, ConnectionLost):
-                if left <= 0:
-                    raise
-                await asyncio.sleep(min(backoff.next_pause(), left))
+                status = await self._wait(task_id, ends_at)
+            except (BrokerUnavailable, ConnectionLost) as error:
+                if is_over:
+                    raise _unavailable(error) from error
+                await asyncio.sleep(min(backoff.next_pause(), max(0.0, ends_at - loop.time())))
                 continue
             if status.status in TERMINAL:
                 return status
-            if left <= 0:
+            if is_over:
                 raise WaitTimeout(f"task {task_id} is {status.status} after {timeout:g} s")
 
     async def cancel(self, task_id: str) -> None:
@@ -157,6 +155,8 @@ class AsyncClient:
         return answer
 
     async def _call_all(self, commands: list[Any]) -> list[Answer]:
+        if not commands:
+            return []
         loop = asyncio.get_running_loop()
         ends_at = loop.time() + self._timeout
         backoff = Backoff()
@@ -166,7 +166,7 @@ class AsyncClient:
                     connection = await self._current_link().shared()
                     futures = [connection.send(*words) for words in commands]
                     await asyncio.wait(futures)
-                    return [future.result() for future in futures]
+                    return _answers(futures)
             except TimeoutError:
                 raise OutcomeUnknown(
                     f"the broker at {self._address} has not answered in {self._timeout:g} s"
@@ -179,9 +179,10 @@ class AsyncClient:
 
     async def _call_once(self, *words: bytes) -> Answer:
         """The answer to a command whose repeat would be answered differently."""
-        connection = await self._current_link().shared()
+        ends_at = asyncio.get_running_loop().time() + self._timeout
+        connection = await self._reached(ends_at)
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout_at(ends_at):
                 return await connection.send(*words)
         except (TimeoutError, ConnectionLost) as error:
             raise OutcomeUnknown(
@@ -189,12 +190,34 @@ class AsyncClient:
                 "ask for the task's status"
             ) from error
 
-    async def _wait(self, task_id: str, seconds: float) -> TaskStatus:
-        async with self._current_link().blocking() as connection:
-            milliseconds = b"%d" % round(seconds * 1000)
-            async with asyncio.timeout(seconds + self._timeout):
-                answer = await connection.send(b"TQ.WAIT", task_id.encode(), milliseconds)
-        return _status(answer)
+    async def _reached(self, ends_at: float) -> Connection:
+        """The shared connection, as soon as the broker can be reached."""
+        loop = asyncio.get_running_loop()
+        backoff = Backoff()
+        while True:
+            try:
+                return await self._current_link().shared()
+            except BrokerUnavailable:
+                pause = backoff.next_pause()
+                if loop.time() + pause >= ends_at:
+                    raise
+                await asyncio.sleep(pause)
+
+    async def _wait(self, task_id: str, ends_at: float) -> TaskStatus:
+        """How a task stands at its end, or after one slice of waiting."""
+        loop = asyncio.get_running_loop()
+        try:
+            async with (
+                asyncio.timeout_at(ends_at) as patience,
+                self._current_link().blocking() as connection,
+            ):
+                seconds = min(LONGEST_WAIT_SLICE, max(0.0, ends_at - loop.time()))
+                patience.reschedule(loop.time() + seconds + self._timeout)
+                milliseconds = b"%d" % round(seconds * 1000)
+                return _status(await connection.send(b"TQ.WAIT", task_id.encode(), milliseconds))
+        except TimeoutError:
+            # No connection was free to wait on, or it fell silent: at least ask how it stands.
+            return await self.get_status(task_id)
 
     def _current_link(self) -> Link:
         loop = asyncio.get_running_loop()
@@ -206,6 +229,17 @@ class AsyncClient:
 
 def _status(answer: Answer) -> TaskStatus:
     return msgspec.convert(as_fields(answer), TaskStatus)
+
+
+def _answers(futures: list[asyncio.Future[Answer]]) -> list[Answer]:
+    """What came of commands sent together; one to repeat goes before one that was refused."""
+    errors = [error for future in futures if (error := future.exception()) is not None]
+    for error in errors:
+        if isinstance(error, BrokerUnavailable | ConnectionLost):
+            raise error
+    if errors:
+        raise errors[0]
+    return [future.result() for future in futures]
 
 
 def _unavailable(error: Exception) -> BrokerUnavailable:

@@ -97,6 +97,7 @@ class Connection(asyncio.Protocol):
             return
         if isinstance(answer, hiredis.ReplyError):
             future.set_exception(remote_error(str(answer)))
+            future.exception()  # whoever asked may have stopped waiting; nobody else need hear
         else:
             future.set_result(answer)
 

@@ -1,6 +1,7 @@
 """What can go wrong at a client besides the broker's own errors."""
 
 from taskqueue.core.errors import ERRORS_BY_CODE, TaskQueueError
+from taskqueue.core.task import Status
 
 
 class TaskFailed(TaskQueueError):
@@ -11,7 +12,7 @@ class TaskFailed(TaskQueueError):
 
     code, http, grpc = "TASK_FAILED", 409, "ABORTED"
 
-    def __init__(self, message: str, *, task_id: str, status: str, traceback: str = "") -> None:
+    def __init__(self, message: str, *, task_id: str, status: Status, traceback: str = "") -> None:
         super().__init__(message)
         self.task_id = task_id
         self.status = status

@@ -60,28 +60,35 @@ class Task(Struct, frozen=True):
 
     def command(self, task_id: str) -> list[bytes]:
         """The words that submit it. Raises InvalidRequest, PayloadTooLarge."""
-        self._check()
-        words = [b"TQ.SUBMIT", self.task_type.encode(), self.payload, b"ID", task_id.encode()]
-        if self.priority != 100:
-            words += [b"PRIORITY", b"%d" % self.priority]
-        if self.timeout != 300:
-            words += [b"TIMEOUT", b"%d" % self.timeout]
-        if self.max_retries != 3:
-            words += [b"RETRIES", b"%d" % self.max_retries]
-        if self.schedule_at is not None:
-            words += [b"AT", self.schedule_at.isoformat().encode()]
-        if self.delay is not None:
-            words += [b"DELAY", f"{self.delay:.6f}".encode()]
+        asked = self._checked()
+        words = [b"TQ.SUBMIT", asked.task_type.encode(), self.payload, b"ID", task_id.encode()]
+        if asked.priority != 100:
+            words += [b"PRIORITY", b"%d" % asked.priority]
+        if asked.timeout_seconds != 300:
+            words += [b"TIMEOUT", b"%d" % asked.timeout_seconds]
+        if asked.max_retries != 3:
+            words += [b"RETRIES", b"%d" % asked.max_retries]
+        if asked.schedule_at is not None:
+            words += [b"AT", asked.schedule_at.isoformat().encode()]
+        if asked.delay_seconds is not None:
+            words += [b"DELAY", f"{asked.delay_seconds:.6f}".encode()]
         return words
 
-    def _check(self) -> None:
+    def _checked(self) -> SubmitRequest:
+        payload = cast(object, self.payload)
+        if not isinstance(payload, bytes):
+            raise InvalidRequest(
+                f"payload must be bytes, got {type(payload).__name__}", field="payload"
+            )
         if len(self.payload) > LARGEST_PAYLOAD:
             raise PayloadTooLarge(
                 f"payload must be at most {LARGEST_PAYLOAD} bytes, got {len(self.payload)}",
                 field="payload",
             )
+        if self.delay is not None and self.schedule_at is not None:
+            raise InvalidRequest("delay cannot go with schedule_at; give one of them", field="delay")
         try:
-            msgspec.convert(
+            asked = msgspec.convert(
                 {
                     "task_type": self.task_type,
                     "payload": b"",
@@ -90,13 +97,20 @@ class Task(Struct, frozen=True):
                     "max_retries": self.max_retries,
                     "schedule_at": self.schedule_at,
                     "delay_seconds": self.delay,
+                    "task_id": self.task_id,
                 },
                 SubmitRequest,
             )
         except msgspec.ValidationError as error:
-            raise InvalidRequest(str(error)) from None
-        if self.task_id is not None and canonical_task_id(self.task_id) is None:
-            raise InvalidRequest("task_id must be a UUID", field="task_id")
+            problem, _, field = str(error).partition(" - at `$.")
+            field = field.rstrip("`").removesuffix("_seconds")
+            value = repr(getattr(self, field, None))[:60]
+            raise InvalidRequest(f"{field}: {problem}, got {value}", field=field) from None
+        if asked.task_id is not None and canonical_task_id(asked.task_id) is None:
+            raise InvalidRequest(
+                f"task_id must be a UUID, got {asked.task_id[:60]!r}", field="task_id"
+            )
+        return asked
 
 
 class TaskStatus(TaskReply):

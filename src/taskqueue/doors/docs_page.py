@@ -53,13 +53,10 @@ PAGE_HEADERS: Final = (
     (b"cross-origin-resource-policy", b"same-origin"),
 )
 
-_LIMITS: Final = (
-    ("minimum", "at least {}"),
-    ("maximum", "at most {}"),
-    ("minLength", "at least {} characters"),
-    ("maxLength", "at most {} characters"),
-    ("minItems", "at least {} entries"),
-    ("maxItems", "at most {} entries"),
+_RANGES: Final = (
+    ("minimum", "maximum", ""),
+    ("minLength", "maxLength", " characters"),
+    ("minItems", "maxItems", " entries"),
 )
 
 
@@ -146,8 +143,8 @@ def _answers(document: Json, responses: Json) -> str:
     rows: list[str] = []
     tables: list[str] = []
     for status, response in responses.items():
-        text = response["description"].replace("`", "")
-        rows.append(f"<tr><td><code>{status}</code></td><td>{escape(text)}</td></tr>")
+        text = escape(response["description"].replace("`", "")).replace("\n\n", "<br>")
+        rows.append(f"<tr><td><code>{status}</code></td><td>{text}</td></tr>")
         schema = response.get("content", {}).get("application/json", {}).get("schema")
         if schema is not None and status.startswith("2"):
             tables.append(_fields(document, schema))
@@ -178,9 +175,9 @@ def _notes(document: Json, schema: Json) -> Iterator[str]:
         found = _resolved(document, one)
         if "enum" in found:
             yield "one of " + ", ".join(found["enum"])
-        for key, text in _LIMITS:
-            if key in found:
-                yield text.format(f"{found[key]:,}")
+        for least, most, unit in _RANGES:
+            if most in found:
+                yield f"{found.get(least, 0):,} to {found[most]:,}{unit}"
     if schema.get("default") is not None:
         yield f"default {schema['default']}"
 

@@ -14,6 +14,7 @@ import msgspec
 from taskqueue.broker.operations import BY_NAME, Operation
 from taskqueue.core.errors import InvalidRequest
 from taskqueue.doors.faults import invalid
+from taskqueue.wire.messages import LONGEST_ERROR
 
 Words = Sequence[bytes]
 
@@ -97,6 +98,12 @@ def _text(word: bytes, name: str) -> str:
         return word.decode()
     except UnicodeDecodeError:
         raise InvalidRequest(f"{name} must be UTF-8 text", field=name) from None
+
+
+def _error_text(word: bytes, _name: str) -> str:
+    # Whatever a handler died of shall be on record: what is not UTF-8 is replaced, what is far
+    # beyond the part that is kept (`lifecycle.LONGEST_TEXT`) is left out.
+    return word[:LONGEST_ERROR].decode(errors="replace")
 
 
 def _bytes(word: bytes, _name: str) -> bytes:
@@ -190,10 +197,10 @@ GRAMMARS: Final = {
         Grammar(BY_NAME["complete"], (_TASK_ID, _TOKEN), {b"RESULT": Field("result", _bytes)}),
         Grammar(
             BY_NAME["fail"],
-            (_TASK_ID, _TOKEN, Field("message", _text)),
+            (_TASK_ID, _TOKEN, Field("message", _error_text)),
             {
-                b"KIND": Field("kind", _text),
-                b"TRACEBACK": Field("traceback", _text),
+                b"KIND": Field("kind", _error_text),
+                b"TRACEBACK": Field("traceback", _error_text),
                 b"DELAY": Field("delay_seconds", _decimal),
                 b"RETRYABLE": Field("retryable", _yes_or_no),
             },

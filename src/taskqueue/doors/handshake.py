@@ -2,20 +2,17 @@
 
 from collections.abc import Callable
 from importlib.metadata import version
-from itertools import count
 from typing import Final
 
 from taskqueue.doors.grammar import GRAMMARS
 from taskqueue.wire import resp
 
-_IDS: Final = count(1)
-
 
 class Session:
     """What is agreed on one connection."""
 
-    def __init__(self) -> None:
-        self.id = next(_IDS)
+    def __init__(self, number: int) -> None:
+        self.id = number
         self.resp3 = False
         self.name = b""
         self.is_over = False

@@ -15,6 +15,7 @@ from taskqueue.core.errors import (
     InternalError,
     InvalidRequest,
     InvalidStatus,
+    OutcomeUnknown,
     PayloadTooLarge,
     QueueDepthExceeded,
     TaskNotFound,
@@ -52,8 +53,9 @@ PARAMETER_EXAMPLES: Final[dict[str, object]] = {
 }
 
 _READ: Final = (InvalidRequest, BrokerUnavailable, InternalError)
-_WRITE: Final = (*_READ, PayloadTooLarge, UnsupportedMedia)
-_MOVE: Final = (*_READ, TaskNotFound, InvalidStatus)
+_CHANGE: Final = (*_READ, OutcomeUnknown)
+_WRITE: Final = (*_CHANGE, PayloadTooLarge, UnsupportedMedia)
+_MOVE: Final = (*_CHANGE, TaskNotFound, InvalidStatus)
 RAISES: Final[dict[str, tuple[type[TaskQueueError], ...]]] = {
     "submit": (*_WRITE, IdempotencyConflict, QueueDepthExceeded),
     "submit_batch": _WRITE,

@@ -7,34 +7,52 @@ either, and after a while dropped.
 
 import asyncio
 import contextlib
+import socket
 from collections import deque
-from collections.abc import Awaitable, Callable
+from itertools import count
 from typing import Annotated, Any, Final, cast
 
 import structlog
 from msgspec import Meta, Struct
 
 from taskqueue.broker.broker import Broker
-from taskqueue.broker.operations import Operation
-from taskqueue.core.clock import moment
 from taskqueue.core.errors import BrokerUnavailable, InternalError, TaskQueueError
-from taskqueue.core.task import ClaimedTask, Task
+from taskqueue.doors.answers import Pending, reply_of
+from taskqueue.doors.backlog import Backlog
 from taskqueue.doors.grammar import GRAMMARS
 from taskqueue.doors.handshake import HANDSHAKES, Session
-from taskqueue.wire import messages as m
 from taskqueue.wire import resp
 
 MOST_UNANSWERED: Final = 1_024
 """Commands of one connection that may be under way before the door stops reading from it."""
 
+MOST_READS: Final = 16
+"""Of those, the ones that read from the storage: each may come back with ten megabytes."""
+
+LARGEST_BACKLOG: Final = 16 * 1024 * 1024
+"""Bytes of unanswered commands of one connection before the door stops reading from it."""
+
+LARGEST_BACKLOG_OF_ALL: Final = 256 * 1024 * 1024
+"""Bytes of all connections, come and not answered or answered and not read; then the client
+with the most of them is dropped."""
+
 MOST_UNREAD: Final = 1024 * 1024
 """Bytes of answers that a client may leave unread before the door stops reading from it."""
 
-SLOW_READER_SECONDS: Final = 10.0
-FLUSH_SECONDS: Final = 3.0
+LEAST_READ: Final = 64 * 1024
+"""Bytes that such a client must read in each `slow_reader_seconds` to stay."""
 
-PROTOCOL_ERROR: Final = b"\r\n"
-"""In the place of a command, which cannot have this name: answer the fault of the bytes."""
+WRITE_SIZE: Final = 64 * 1024
+"""Bytes of answers after which they are written, even if more are ready."""
+
+FLUSH_SECONDS: Final = 3.0
+"""How long clients may take to read their last answers when the door closes."""
+
+SECONDS_TO_PROBE: Final = 60
+"""Silence after which a client's machine is asked whether it still exists; three times, then
+every ten seconds, and the connection is given up."""
+
+BROKER_FAULT: Final = "The broker failed; its log says how"
 
 log = structlog.get_logger(component="resp")
 
@@ -45,36 +63,31 @@ class RespSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     max_connections: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
     """Clients that may be connected at once."""
 
-
-Reply = Callable[[Any, bool], bytes]
-"""Writes an outcome as an answer; the flag says whether the client speaks RESP3."""
-
-
-class Pending:
-    """An answer that is still to come."""
-
-    __slots__ = ("blocks", "future", "reply")
-
-    def __init__(self, future: asyncio.Future[Any], reply: Reply, *, blocks: bool) -> None:
-        self.future = future
-        self.reply = reply
-        self.blocks = blocks
+    slow_reader_seconds: Annotated[float, Meta(ge=0.1, le=3600)] = 10.0
+    """How long a client may leave more than a megabyte of answers unread."""
 
 
 class Connection(asyncio.Protocol):
     """One client."""
 
-    def __init__(self, door: "RespDoor") -> None:
+    def __init__(self, door: "RespDoor", number: int) -> None:
         self._door = door
-        self._session = Session()
+        self._session = Session(number)
         self._reader = resp.RequestReader()
         self._inbox: deque[list[bytes]] = deque()
         self._answers: deque[Pending | bytes] = deque()
+        self._awaited: asyncio.Future[Any] | None = None
+        self._backlog = Backlog()
+        self._held = 0
+        self._reads = 0
+        self._unread = 0
+        self._last_words = b""
         self._is_blocked = False
         self._is_choked = False
         self._is_ending = False
         self._is_paused = False
-        self._slow_timer: asyncio.TimerHandle | None = None
+        self._has_left = False
+        self._timer: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -82,33 +95,36 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=MOST_UNREAD)
         if not self._door.admit(self):
-            self._transport.write(resp.error("ERR", "max number of clients reached"))
-            self._transport.close()
+            self._last_words = resp.error("ERR", "max number of clients reached")
+            self._hang_up()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  asyncio names it
         self._door.dismiss(self)
-        if self._slow_timer is not None:
-            self._slow_timer.cancel()
+        self._stop_timer()
         self._inbox.clear()
         for answer in self._answers:
             if isinstance(answer, Pending):
-                answer.future.cancel()
+                answer.drop()
         self._answers.clear()
+        self._let_go()
 
     def data_received(self, data: bytes) -> None:
         if self._is_ending:
             return
-        self._inbox.extend(self._reader.feed(data))
+        commands = self._reader.feed(data)
+        self._inbox.extend(commands)
+        self._backlog.take(len(data), len(commands), self._reader.held)
         fault = self._reader.fault
         if fault is not None:
-            self._door.note_foreign(self.peer, fault)
+            self._door.note_fault(self.peer, fault)
             self._is_ending = True
-            self._inbox.append([PROTOCOL_ERROR, str(fault).encode()])
+            if not isinstance(fault, resp.ForeignProtocol):
+                self._last_words = resp.error("ERR", f"Protocol error: {fault}")
         self._work()
 
     def eof_received(self) -> bool:
         """A client that has sent its last command may still read its answers, but not wait."""
-        self._is_ending = True
+        self._is_ending = self._has_left = True
         for answer in self._answers:
             if isinstance(answer, Pending) and answer.blocks:
                 answer.future.cancel()
@@ -117,13 +133,15 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._is_choked = True
-        loop = asyncio.get_running_loop()
-        self._slow_timer = loop.call_later(SLOW_READER_SECONDS, self._drop_slow_reader)
+        self._unread = self._transport.get_write_buffer_size()
+        self._start_timer(self._check_reader)
 
     def resume_writing(self) -> None:
+        if self._transport.is_closing():
+            return
         self._is_choked = False
-        if self._slow_timer is not None:
-            self._slow_timer.cancel()
+        self._unread = 0
+        self._stop_timer()
         self._work()
 
     @property
@@ -131,129 +149,204 @@ class Connection(asyncio.Protocol):
         """The client's address."""
         return str((self._transport.get_extra_info("peername") or ("?",))[0])
 
-    async def flush(self) -> None:
-        """Answer what is under way, then hang up."""
-        futures = [one.future for one in self._answers if isinstance(one, Pending)]
-        if futures:
-            await asyncio.wait(futures, timeout=FLUSH_SECONDS)
-            await asyncio.sleep(0)
-        self._transport.close()
+    @property
+    def held(self) -> int:
+        """Bytes that the broker keeps for this client."""
+        return self._held
+
+    def finish(self) -> None:
+        """Take no more commands, answer those that came, hang up."""
+        self._is_ending = True
+        self._work()
+
+    def drop(self, reason: str) -> None:
+        """End it at once."""
+        log.warning("a client is dropped", client=self.peer, reason=reason)
+        self._let_go()
+        self._transport.abort()
 
     def _work(self) -> None:
         """Send what is ready, start what may be started."""
+        if self._transport.is_closing():
+            return
         self._send()
         while self._can_start():
             while self._can_start():
                 self._start(self._inbox.popleft())
             self._send()
-        self._pause_or_resume()
+        if self._is_ending and not self._answers and not self._inbox:
+            self._hang_up()
+        else:
+            self._pause_or_resume()
+        self._report_held()
 
     def _can_start(self) -> bool:
         return (
             bool(self._inbox)
             and not self._is_blocked
             and not self._is_choked
+            and self._reads < MOST_READS
             and len(self._answers) < MOST_UNANSWERED
         )
 
     def _start(self, words: list[bytes]) -> None:
         name = words[0].upper()
-        handshake = HANDSHAKES.get(name)
-        if handshake is not None:
-            self._answers.append(handshake(self._session, words))
-            if self._session.is_over:
-                self._is_ending = True
-                self._inbox.clear()
-            return
-        if name == PROTOCOL_ERROR:
-            self._answers.append(resp.error("ERR", f"Protocol error: {words[1].decode()}"))
-            return
         try:
-            self._start_operation(name, words)
+            if name in GRAMMARS:
+                self._start_operation(name, words)
+            else:
+                self._answers.append(self._shake_hands(name, words))
         except TaskQueueError as error:
             self._answers.append(resp.error(error.code, error.message))
+        except Exception:
+            log.exception("a command met a fault of the broker")
+            self._answers.append(resp.error(InternalError.code, BROKER_FAULT))
+
+    def _shake_hands(self, name: bytes, words: list[bytes]) -> bytes:
+        handshake = HANDSHAKES.get(name)
+        if handshake is None:
+            shown = words[0][:64].decode(errors="replace")
+            return resp.error("ERR", f"unknown command '{shown}'")
+        answer = handshake(self._session, words)
+        if self._session.is_over:
+            self._is_ending = True
+            self._inbox.clear()
+        return answer
 
     def _start_operation(self, name: bytes, words: list[bytes]) -> None:
-        grammar = GRAMMARS.get(name)
-        if grammar is None:
-            shown = words[0][:64].decode(errors="replace")
-            self._answers.append(resp.error("ERR", f"unknown command '{shown}'"))
-            return
+        grammar = GRAMMARS[name]
         request = grammar.request(words[1:])
-        operation = grammar.operation
-        self._door.commands += 1
-        future = _as_future(operation.run(self._door.broker, request))
         blocks = getattr(request, "wait_ms", 0) > 0
+        if blocks and self._has_left:
+            raise BrokerUnavailable("The client has hung up; nothing waits for it")
+        self._door.commands += 1
+        operation = grammar.operation
+        outcome = operation.run(self._door.broker, request)
+        is_read = not isinstance(outcome, asyncio.Future)
+        future = asyncio.ensure_future(outcome)
+        self._reads += is_read
         self._is_blocked = blocks
-        self._answers.append(Pending(future, _reply_of(operation), blocks=blocks))
-        if len(self._answers) == 1:
-            future.add_done_callback(self._head_is_done)
+        self._answers.append(Pending(future, reply_of(operation), blocks=blocks, is_read=is_read))
 
     def _head_is_done(self, future: asyncio.Future[Any]) -> None:
-        if not future.cancelled() or not self._transport.is_closing():
-            self._work()
+        if self._awaited is future:
+            self._awaited = None
+        self._work()
 
     def _send(self) -> None:
-        """Send the answers that are ready, up to the first one that is not."""
-        ready: list[bytes] = []
+        """Write the answers that are ready, up to the first one that is not."""
+        before = len(self._answers)
+        while self._answers and not self._is_choked:
+            ready = self._take_ready()
+            if not ready:
+                break
+            self._transport.write(b"".join(ready))  # may choke us
+        if before != len(self._answers):
+            self._backlog.settle(before - len(self._answers))
+
+    def _take_ready(self) -> list[bytes]:
+        """The answers for one write; if the next one is not ready, see to it that it calls."""
         answers = self._answers
-        while answers:
+        ready: list[bytes] = []
+        size = 0
+        while answers and size < WRITE_SIZE:
             head = answers[0]
-            if isinstance(head, Pending):
-                if not head.future.done():
-                    # Added once for each future: it becomes the head once.
-                    if ready:
-                        head.future.add_done_callback(self._head_is_done)
-                    break
+            if isinstance(head, bytes):
+                ready.append(head)
+            elif head.future.done():
                 ready.append(self._write(head))
             else:
-                ready.append(head)
+                if head.future is not self._awaited:
+                    self._awaited = head.future
+                    head.future.add_done_callback(self._head_is_done)
+                break
             answers.popleft()
-        if ready:
-            self._transport.write(b"".join(ready))
-        if self._is_ending and not answers and not self._inbox:
-            self._transport.close()
+            size += len(ready[-1])
+        return ready
 
     def _write(self, answer: Pending) -> bytes:
         if answer.blocks:
             self._is_blocked = False
+        self._reads -= answer.is_read
         try:
             return answer.reply(answer.future.result(), self._session.resp3)
         except TaskQueueError as error:
             return resp.error(error.code, error.message)
         except asyncio.CancelledError:
-            return resp.error(BrokerUnavailable.code, "The broker is shutting down")
+            return resp.error(BrokerUnavailable.code, "The wait was broken off")
         except Exception:
-            log.exception("an answer could not be made")
-            return resp.error(InternalError.code, "The broker failed; its log says how")
+            log.exception("an answer met a fault of the broker")
+            return resp.error(InternalError.code, BROKER_FAULT)
 
     def _pause_or_resume(self) -> None:
+        is_busy = bool(self._answers or self._inbox)
         is_full = (
             self._is_choked
             or len(self._answers) >= MOST_UNANSWERED
             or len(self._inbox) >= MOST_UNANSWERED
+            or (is_busy and self._backlog.size > LARGEST_BACKLOG)
         )
-        if is_full != self._is_paused and not self._transport.is_closing():
+        if is_full != self._is_paused and not self._has_left:
             self._is_paused = is_full
             if is_full:
                 self._transport.pause_reading()
             else:
                 self._transport.resume_reading()
 
-    def _drop_slow_reader(self) -> None:
-        log.warning("a client does not read its answers; it is dropped", client=self.peer)
-        self._transport.abort()
+    def _report_held(self) -> None:
+        held = self._backlog.size + self._unread
+        if held != self._held:
+            self._door.held_bytes += held - self._held
+            self._held = held
+            if self._door.held_bytes > LARGEST_BACKLOG_OF_ALL:
+                self._door.drop_largest()
+
+    def _let_go(self) -> None:
+        self._door.held_bytes -= self._held
+        self._held = 0
+
+    def _check_reader(self) -> None:
+        unread = self._transport.get_write_buffer_size()
+        if unread > self._unread - LEAST_READ:
+            self.drop(f"it leaves {unread} bytes of answers unread")
+        else:
+            self._unread = unread
+            self._report_held()
+            self._start_timer(self._check_reader)
+
+    def _hang_up(self) -> None:
+        """Close once everything is written, or when the client has not read it in time."""
+        if self._last_words:
+            self._transport.write(self._last_words)
+        self._transport.close()
+        self._start_timer(self._transport.abort)
+
+    def _start_timer(self, then: Any) -> None:
+        self._stop_timer()
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(self._door.settings.slow_reader_seconds, then)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
 
 
 class RespDoor:
-    """Listens for Redis clients and lets them at the broker."""
+    """Listens for Redis clients and lets them at the broker.
+
+    `commands` counts the operations started; `held_bytes` is what all clients together make the
+    broker keep.
+    """
 
     def __init__(self, broker: Broker, settings: RespSettings) -> None:
         self.broker = broker
+        self.settings = settings
         self.commands = 0
-        self._settings = settings
+        self.held_bytes = 0
+        self._numbers = count(1)
         self._connections: set[Connection] = set()
-        self._foreigners: set[str] = set()
+        self._offenders: set[str] = set()
+        self._deserted = asyncio.Event()
         self._server: asyncio.Server | None = None
         broker.metrics.connections["native"] = lambda: len(self._connections)
 
@@ -266,22 +359,36 @@ class RespDoor:
     async def start(self, host: str, port: int) -> None:
         """Begin to listen. Raises OSError if the address cannot be had."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: Connection(self), host, port, backlog=1_024)
+        self._server = await loop.create_server(
+            lambda: Connection(self, next(self._numbers)), host, port, backlog=1_024
+        )
+        for listener in self._server.sockets:  # accepted connections inherit this
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, SECONDS_TO_PROBE)
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
 
     async def close(self) -> None:
-        """Stop listening, answer what is under way, hang up."""
-        if self._server is not None:
-            self._server.close()
-        flushing = [asyncio.ensure_future(one.flush()) for one in list(self._connections)]
-        if flushing:
-            await asyncio.wait(flushing, timeout=FLUSH_SECONDS + 1)
-        if self._server is not None:
+        """Stop listening, answer what is under way, hang up; at most FLUSH_SECONDS or so.
+
+        Close the broker first: it ends the waits.
+        """
+        if self._server is None:
+            return
+        self._server.close()
+        for connection in list(self._connections):
+            connection.finish()
+        if self._connections:
+            self._deserted.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._server.wait_closed(), FLUSH_SECONDS)
+                await asyncio.wait_for(self._deserted.wait(), FLUSH_SECONDS)
+        for connection in list(self._connections):
+            connection.drop("the broker closes")
+        await self._server.wait_closed()
 
     def admit(self, connection: Connection) -> bool:
         """Take a client in, if there is room."""
-        if len(self._connections) >= self._settings.max_connections:
+        if len(self._connections) >= self.settings.max_connections:
             return False
         self._connections.add(connection)
         return True
@@ -289,72 +396,16 @@ class RespDoor:
     def dismiss(self, connection: Connection) -> None:
         """Forget a client that has gone."""
         self._connections.discard(connection)
+        if not self._connections:
+            self._deserted.set()
 
-    def note_foreign(self, peer: str, error: resp.ProtocolError) -> None:
+    def drop_largest(self) -> None:
+        """Make room: drop the client that makes the broker keep the most."""
+        largest = max(self._connections, key=lambda connection: connection.held)
+        largest.drop(f"all clients together hold up {self.held_bytes} bytes, it the most")
+
+    def note_fault(self, peer: str, fault: resp.ProtocolError) -> None:
         """Log, once for each address, that something else than RESP came in."""
-        if peer not in self._foreigners and len(self._foreigners) < MOST_UNANSWERED:
-            self._foreigners.add(peer)
-            log.warning("a client does not speak RESP; dropped", client=peer, error=str(error))
-
-
-def _as_future(awaitable: Awaitable[Any]) -> asyncio.Future[Any]:
-    return awaitable if isinstance(awaitable, asyncio.Future) else asyncio.ensure_future(awaitable)
-
-
-def _reply_of(operation: Operation) -> Reply:
-    return _REPLIES.get(operation.name) or _general_reply(operation)
-
-
-def _general_reply(operation: Operation) -> Reply:
-    def reply(outcome: Any, resp3: bool) -> bytes:
-        return resp.encode(operation.reply(outcome), resp3=resp3)
-
-    return reply
-
-
-def _submitted(task: Task, _resp3: bool) -> bytes:
-    return b"$36\r\n%s\r\n" % task.id.encode()
-
-
-def _status(task: Task, _resp3: bool) -> bytes:
-    return resp.simple(task.status)
-
-
-def _ok(_outcome: object, _resp3: bool) -> bytes:
-    return resp.OK
-
-
-def _claimed(claimed: list[ClaimedTask], _resp3: bool) -> bytes:
-    return b"*%d\r\n" % len(claimed) + b"".join(_one_claimed(one) for one in claimed)
-
-
-def _one_claimed(one: ClaimedTask) -> bytes:
-    reply = m.claimed_reply(one)
-    return b"*8\r\n$36\r\n%s\r\n:%d\r\n%s%s:%d\r\n:%d\r\n:%d\r\n%s" % (
-        reply.task_id.encode(),
-        reply.token,
-        resp.bulk(reply.task_type.encode()),
-        resp.bulk(reply.payload),
-        reply.attempt,
-        reply.timeout_seconds,
-        reply.priority,
-        resp.bulk(resp.timestamp(moment(one.task.created_at)).encode()),
-    )
-
-
-def _left(reply: m.LeaveReply, _resp3: bool) -> bytes:
-    return b":%d\r\n" % reply.released
-
-
-_REPLIES: Final[dict[str, Reply]] = {
-    "submit": _submitted,
-    "claim": _claimed,
-    "complete": _status,
-    "fail": _status,
-    "progress": _status,
-    "release": _status,
-    "retry": _status,
-    "cancel": _ok,
-    "leave": _left,
-}
-"""Answers shorter than the whole reply struct, or hot enough to be written out."""
+        if peer not in self._offenders and len(self._offenders) < MOST_UNANSWERED:
+            self._offenders.add(peer)
+            log.warning("a client does not speak RESP; dropped", client=peer, error=str(fault))

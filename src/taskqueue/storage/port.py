@@ -53,6 +53,9 @@ class Storage(Protocol):
     async def apply(self, batch: Batch) -> Applied:
         """Carry out a batch in one transaction and return once it is durable.
 
+        Words about tasks take effect first, in their order; then promotions and purges; then
+        claims, in their order, so that a claim can be served by a submit of the same batch.
+
         A command that is refused has its error as its outcome and spoils none of the others.
         Raises BrokerUnavailable if nothing was changed, OutcomeUnknown if that cannot be said.
         """

@@ -8,6 +8,7 @@ reserved for it: a header only ever promises, memory is taken for what has arriv
 import re
 from collections.abc import Iterable
 from datetime import datetime
+from string import ascii_letters, digits
 from typing import Final, cast
 
 from msgspec import Struct
@@ -21,13 +22,19 @@ LARGEST_FRAME: Final = 12 * 1024 * 1024
 LONGEST_LINE: Final = 64 * 1024
 LONGEST_HEADER: Final = 16
 
+LARGEST_SPLIT: Final = 256 * 1024
+"""Bytes that are split at line ends in one go: as much as a socket gives in one read."""
+
 _ARRAY, _BULK, _CR, _LF, _TLS = b"*$\r\n\x16"
-_SIZES: Final = {b"$%d" % size: size for size in range(1_024)}
+_COUNTS: Final = {b"*%d" % count: count for count in range(1, MOST_WORDS + 1)}
+_HEADERS: Final = [b"$%d" % size for size in range(4_096)]
 _FOREIGN: Final = re.compile(
-    rb"(?:GET|POST|PUT|DELETE|HEAD|OPTIONS|PATCH|PRI) |host:", re.IGNORECASE
+    rb"(?:(?:GET|POST|PUT|DELETE|HEAD|OPTIONS|PATCH|TRACE|PRI) (?:/|\*|https?:)|CONNECT |host:)",
+    re.IGNORECASE,
 )
+_LINE_STARTS: Final = frozenset(b"\r\n\t \"'" + ascii_letters.encode() + digits.encode())
 _WORD: Final = re.compile(
-    rb"""[ \t]*(?:"((?:[^"\\]|\\.)*)"(?=\s|$)|'((?:[^'\\]|\\.)*)'(?=\s|$)|([^\s"']\S*))""",
+    rb"""\s*+([^\s"']*)(?:"((?:[^"\\]|\\.)*+)"|'((?:\\'|[^'])*+)')?(?=\s|\Z)""",
     re.DOTALL,
 )
 _ESCAPE: Final = re.compile(rb"\\(x[0-9a-fA-F]{2}|.)", re.DOTALL)
@@ -51,9 +58,17 @@ class RequestReader:
         self._pieces: list[bytes] = []
         self._held = 0
         self._needed = 0
+        # Of the command that has arrived in part: its words, how many are to come, their bytes
+        # as announced, and the size of the next one once its header is read.
         self._words: list[bytes] = []
         self._missing = 0
-        self._frame_size = 0
+        self._announced = 0
+        self._size = -1
+
+    @property
+    def held(self) -> int:
+        """Bytes kept of a command that has not arrived as a whole."""
+        return self._held + self._announced - max(self._size, 0)
 
     def feed(self, data: bytes) -> list[list[bytes]]:
         """The commands that are complete with `data`, up to a fault if there is one."""
@@ -65,21 +80,26 @@ class RequestReader:
             return []
         buffer = data if len(self._pieces) == 1 else b"".join(self._pieces)
         commands: list[list[bytes]] = []
-        position, self._needed = 0, 0
+        self._needed = 0
         try:
-            while not self._needed and position < len(buffer):
-                if not self._missing:
-                    position = self._begin(buffer, position, commands)
-                if self._missing:
-                    position = self._read_words(buffer, position)
-                    if not self._missing:
-                        commands.append(self._words)
+            rest = buffer[self._cut(buffer, commands) :]
         except ProtocolError as error:
-            self.fault, position = error, len(buffer)
-        rest = buffer[position:]
+            self.fault, rest = error, b""
+            self._words, self._missing, self._announced, self._size = [], 0, 0, -1
         self._pieces = [rest] if rest else []
         self._held = len(rest)
         return commands
+
+    def _cut(self, buffer: bytes, commands: list[list[bytes]]) -> int:
+        """Add the commands in `buffer`, return where what is left of it begins."""
+        position = self._read_words(buffer, 0, commands) if self._missing else 0
+        if not self._needed and len(buffer) <= LARGEST_SPLIT:
+            position += _split(buffer[position:] if position else buffer, commands)
+        while not self._needed and position < len(buffer):
+            position = self._begin(buffer, position, commands)
+            if self._missing:
+                position = self._read_words(buffer, position, commands)
+        return position
 
     def _begin(self, buffer: bytes, position: int, commands: list[list[bytes]]) -> int:
         """Read what opens a command: the header of an array, or a whole line."""
@@ -89,47 +109,48 @@ class RequestReader:
         if end < 0:
             self._want_header(buffer, position, "invalid multibulk length")
             return position
-        digits = buffer[position + 1 : end]
-        if not digits.isdigit():
-            if digits[:1] == b"-" and digits[1:].isdigit():
-                return end + 2  # a null array asks for nothing, as in Redis
+        number = buffer[position + 1 : end]
+        if number[:1] == b"-" and number[1:].isdigit():
+            return end + 2  # a null array asks for nothing, as in Redis
+        if not number.isdigit() or int(number) > MOST_WORDS:
             raise ProtocolError("invalid multibulk length")
-        number = int(digits)
-        if number > MOST_WORDS:
-            raise ProtocolError("invalid multibulk length")
-        self._missing, self._words, self._frame_size = number, [], 0
+        self._missing = int(number)
         return end + 2
 
-    def _read_words(self, buffer: bytes, position: int) -> int:
+    def _read_words(self, buffer: bytes, position: int, commands: list[list[bytes]]) -> int:
         """Read as many words of the present command as have arrived."""
-        find, length, words = buffer.find, len(buffer), self._words
         while self._missing:
-            end = find(b"\r\n", position, position + LONGEST_HEADER)
-            if end < 0:
-                self._want_header(buffer, position, "invalid bulk length")
-                break
-            size = _SIZES.get(buffer[position:end])
-            if size is None:
-                size = _bulk_size(buffer, position, end)
-            start = end + 2
-            stop = start + size
-            if stop + 2 > length:
-                self._add_to_frame(size, only_check=True)
-                self._needed = stop + 2 - position
-                break
+            if self._size < 0:
+                end = buffer.find(b"\r\n", position, position + LONGEST_HEADER)
+                if end < 0:
+                    self._want_header(buffer, position, "invalid bulk length")
+                    return position
+                self._size = self._read_size(buffer, position, end)
+                position = end + 2
+            stop = position + self._size
+            if stop + 2 > len(buffer):
+                self._needed = self._size + 2
+                return position
             if buffer[stop] != _CR or buffer[stop + 1] != _LF:
                 raise ProtocolError("expected CRLF after a bulk string")
-            self._add_to_frame(size)
-            words.append(buffer[start:stop])
-            position = stop + 2
+            self._words.append(buffer[position:stop])
             self._missing -= 1
+            self._size = -1
+            position = stop + 2
+        commands.append(self._words)
+        self._words, self._announced = [], 0
         return position
 
-    def _add_to_frame(self, size: int, *, only_check: bool = False) -> None:
-        if self._frame_size + size > LARGEST_FRAME:
+    def _read_size(self, buffer: bytes, position: int, end: int) -> int:
+        if buffer[position] != _BULK:
+            raise _unexpected(buffer[position])
+        number = buffer[position + 1 : end]
+        if not number.isdigit() or int(number) > LARGEST_WORD:
+            raise ProtocolError("invalid bulk length")
+        self._announced += int(number)
+        if self._announced > LARGEST_FRAME:
             raise ProtocolError("the command is too large")
-        if not only_check:
-            self._frame_size += size
+        return int(number)
 
     def _want_header(self, buffer: bytes, position: int, complaint: str) -> None:
         if len(buffer) - position >= LONGEST_HEADER:
@@ -142,15 +163,16 @@ class RequestReader:
         if buffer[position] == _TLS:
             raise ForeignProtocol("this is a TLS hello; this port speaks RESP without TLS")
         end = buffer.find(b"\n", position, position + LONGEST_LINE)
-        line = buffer[position:end] if end >= 0 else buffer[position : position + 8]
-        if _FOREIGN.match(line):
+        if _FOREIGN.match(buffer, position):
             raise ForeignProtocol("this is an HTTP request; this port speaks RESP")
+        if buffer[position] not in _LINE_STARTS:
+            raise _unexpected(buffer[position], "'*'")
         if end < 0:
             if len(buffer) - position >= LONGEST_LINE:
                 raise ProtocolError("too big inline request")
             self._needed = len(buffer) - position + 1
             return position
-        words = split_line(line)
+        words = split_line(buffer[position:end])
         if len(words) > MOST_WORDS:
             raise ProtocolError("too many words in an inline request")
         if words:
@@ -158,21 +180,45 @@ class RequestReader:
         return end + 1
 
 
-def _bulk_size(buffer: bytes, position: int, end: int) -> int:
-    if buffer[position] != _BULK:
-        raise _unexpected(buffer[position])
-    digits = buffer[position + 1 : end]
-    if not digits.isdigit() or int(digits) > LARGEST_WORD:
-        raise ProtocolError("invalid bulk length")
-    return int(digits)
+def _split(buffer: bytes, commands: list[list[bytes]]) -> int:
+    """Add the plain commands that `buffer` begins with; return where they end.
+
+    Splits at all line ends at once, in C, and then asks of each command whether its headers are
+    those that its words would have: if so, this is the one way to read it. The first that is
+    otherwise (a line end within a word, a large word, half a command, a fault) is left to the
+    scan. Three times as fast as the scan: 1.3 instead of 3.7 µs for a command of seven words.
+    """
+    lines = buffer.split(b"\r\n")
+    counts, headers = _COUNTS, _HEADERS
+    place, last = 0, len(lines) - 1
+    while place < last:
+        count = counts.get(lines[place])
+        if count is None:
+            break
+        end = place + 1 + 2 * count
+        if end > last:
+            break
+        words = lines[place + 2 : end : 2]
+        try:
+            if [headers[len(word)] for word in words] != lines[place + 1 : end : 2]:
+                break
+        except IndexError:
+            break
+        commands.append(words)
+        place = end
+    return len(buffer) if place == last and not lines[last] else _size_of(lines[:place])
 
 
-def _unexpected(byte: int) -> ProtocolError:
-    return ProtocolError(f"expected '$', got {chr(byte)!a}")
+def _size_of(lines: list[bytes]) -> int:
+    return sum(map(len, lines)) + 2 * len(lines)
+
+
+def _unexpected(byte: int, expected: str = "'$'") -> ProtocolError:
+    return ProtocolError(f"expected {expected}, got {chr(byte)!a}")
 
 
 def split_line(line: bytes) -> list[bytes]:
-    """The words of a line as typed into telnet, with quotes and escapes as redis-cli has them."""
+    """The words of a line as typed into telnet, with quotes and escapes as Redis has them."""
     words: list[bytes] = []
     line = line.strip()
     position = 0
@@ -180,11 +226,8 @@ def split_line(line: bytes) -> list[bytes]:
         match = _WORD.match(line, position)
         if match is None:
             raise ProtocolError("unbalanced quotes in request")
-        quoted, single, bare = match.groups()
-        if quoted is not None:
-            words.append(_ESCAPE.sub(_unescape, quoted))
-        else:
-            words.append(bare if single is None else single.replace(b"\\'", b"'"))
+        word, quoted, single = match.groups(b"")
+        words.append(word + _ESCAPE.sub(_unescape, quoted) + single.replace(b"\\'", b"'"))
         position = match.end()
     return words
 

@@ -11,8 +11,13 @@ from taskqueue.worker.handler import SubmitOptions, TaskHandler
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
-RawFunction = Callable[[bytes], Coroutine[Any, Any, bytes]] | Callable[[bytes], bytes]
-AnyRaw = TypeVar("AnyRaw", bound=Callable[..., Any])
+RawFunction = (
+    Callable[[bytes], bytes]
+    | Callable[[bytes], Coroutine[Any, Any, bytes]]
+    | Callable[[Context, bytes], bytes]
+    | Callable[[Context, bytes], Coroutine[Any, Any, bytes]]
+)
+AnyRaw = TypeVar("AnyRaw", bound=RawFunction)
 
 
 class RawHandler:

@@ -10,6 +10,8 @@ from typing import Any
 
 import msgspec
 
+from taskqueue.core.errors import PayloadTooLarge
+from taskqueue.wire.messages import LARGEST_PAYLOAD
 from taskqueue.worker.app import RawHandler
 from taskqueue.worker.context import Claim, Context
 from taskqueue.worker.handler import TaskHandler
@@ -28,11 +30,12 @@ class Ending(Enum):
 class Attempt:
     """A claim that this worker is at work on."""
 
-    __slots__ = ("claim", "ending", "task", "thread", "timer")
+    __slots__ = ("claim", "ending", "has_started", "task", "thread", "timer")
 
     def __init__(self, claim: Claim) -> None:
         self.claim = claim
         self.ending: Ending | None = None
+        self.has_started = False
         self.task: asyncio.Task[None] | None = None
         self.timer: asyncio.TimerHandle | None = None
         self.thread: asyncio.Future[Any] | None = None
@@ -41,7 +44,8 @@ class Attempt:
         """Stop the handler; one in a thread goes on, but nobody waits for it any more."""
         if self.ending is None and self.task is not None and not self.task.done():
             self.ending = ending
-            self.task.cancel()
+            if self.has_started:
+                self.task.cancel()
 
     async def run(
         self, handler: Handler, context: Context, threads: Executor
@@ -50,8 +54,15 @@ class Attempt:
 
         Whatever the handler raises, SystemExit included, is a failed attempt and no more.
         """
+        self.has_started = True
+        if self.ending is not None:
+            return self._stopped()
         try:
             result = await self._result(handler, context, threads)
+            if len(result) > LARGEST_PAYLOAD:
+                raise PayloadTooLarge(
+                    f"the result must be at most {LARGEST_PAYLOAD} bytes, got {len(result)}"
+                )
         except asyncio.CancelledError as error:
             if self.ending is None:
                 return self._failed(error)
@@ -105,7 +116,8 @@ class Attempt:
             message = str(error)
         except Exception:  # noqa: BLE001  an error that cannot even be shown is still an error
             message = "its message could not be made"
-        text = "".join(traceback.format_tb(error.__traceback__))
+        # With its causes: what went wrong is often said there.
+        text = "".join(traceback.format_exception(error))
         return self._fail(type(error).__name__.encode(), message, text)
 
     def _fail(self, kind: bytes, message: str, text: str) -> list[bytes]:

@@ -9,7 +9,6 @@ from typing import Any, Final, Generic, ParamSpec, TypedDict, TypeVar, Unpack, c
 import msgspec
 
 from taskqueue.client.task import Task
-from taskqueue.core.errors import InvalidRequest
 from taskqueue.worker.clients import Clients
 from taskqueue.worker.context import Context
 from taskqueue.worker.handle import Handle
@@ -39,7 +38,7 @@ class Codec:
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        hints = typing.get_type_hints(function)
+        hints = typing.get_type_hints(function, include_extras=True)
         parameters = list(inspect.signature(function).parameters.values())
         self.takes_context = bool(parameters) and hints.get(parameters[0].name) is Context
         if self.takes_context:
@@ -65,8 +64,11 @@ class Codec:
         self._result: msgspec.json.Decoder[Any] = msgspec.json.Decoder(hints.get("return", Any))
 
     def encode_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
-        """The payload for a call. Raises TypeError as the call would."""
-        return msgspec.json.encode(self._signature.bind(*args, **kwargs).arguments)
+        """The payload for a call.
+
+        Raises TypeError as the call would, and TypeError or ValueError for what JSON cannot say.
+        """
+        return _encoded(self._signature.bind(*args, **kwargs).arguments)
 
     def decode_arguments(self, payload: bytes) -> tuple[list[Any], dict[str, Any]]:
         """The call that a payload stands for. Raises msgspec.ValidationError."""
@@ -76,11 +78,7 @@ class Codec:
 
     def encode_result(self, result: Any) -> bytes:
         """The bytes to keep. Raises TypeError, ValueError for what JSON cannot say."""
-        encoded = msgspec.json.encode(result)
-        if b"null" in encoded:
-            # msgspec writes NaN and infinity as null, which would come back as something else.
-            _refuse_non_numbers(msgspec.to_builtins(result))
-        return encoded
+        return _encoded(result)
 
     def decode_result(self, result: bytes) -> Any:
         """What the handler returned."""
@@ -124,8 +122,6 @@ class TaskHandler(Generic[Arguments, Result]):
 
     def _task(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Task:
         options = self._options
-        if "delay" in options and "schedule_at" in options:
-            raise InvalidRequest("delay cannot go with schedule_at; give one of them")
         return Task(
             self.name,
             self.codec.encode_arguments(args, kwargs),
@@ -142,14 +138,22 @@ def _always(value: Any) -> Callable[[], Any]:
     return lambda: value
 
 
+def _encoded(value: Any) -> bytes:
+    encoded = msgspec.json.encode(value)
+    if b"null" in encoded:
+        # msgspec writes NaN and infinity as null, which would come back as something else.
+        _refuse_non_numbers(msgspec.to_builtins(value))
+    return encoded
+
+
 def _refuse_non_numbers(value: Any) -> None:
     match value:
         case float() if value != value or value in (float("inf"), float("-inf")):
-            raise ValueError(f"the result holds {value}, which JSON cannot say")
+            raise ValueError(f"JSON cannot say {value}; leave it out or send it as text")
         case dict():
             for part in cast(dict[str, Any], value).values():
                 _refuse_non_numbers(part)
-        case list():
+        case list() | tuple():
             for part in cast(Sequence[Any], value):
                 _refuse_non_numbers(part)
         case _:

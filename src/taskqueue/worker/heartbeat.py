@@ -21,13 +21,14 @@ ANSWER_SECONDS: Final = 5.0
 log = logging.getLogger("taskqueue.worker")
 
 Held = Iterable[tuple[str, int]]
+"""Claims: each the id of a task and the token of the claim."""
 
 
 class Heartbeat:
     """Sends `TQ.BEAT` with all the worker holds, three times in each lease.
 
-    `held` is called in the heartbeat's thread, and so is `on_lost` with the ids that the broker
-    says are not this worker's any more.
+    `held` is called in the heartbeat's thread, and so is `on_lost` with the claims that the
+    broker says are not this worker's any more.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class Heartbeat:
         address: BrokerAddress,
         worker_id: str,
         held: Callable[[], Held],
-        on_lost: Callable[[list[str]], None],
+        on_lost: Callable[[list[tuple[str, int]]], None],
     ) -> None:
         self._address = address
         self._worker_id = worker_id
@@ -72,14 +73,16 @@ class Heartbeat:
         self._hang_up()
 
     def _beat(self) -> None:
-        held = [word for task_id, token in self._held() for word in (task_id, str(token))]
-        answer = self._ask("TQ.BEAT", self._worker_id, *held)
+        held = list(self._held())
+        words = [word for task_id, token in held for word in (task_id, str(token))]
+        answer = self._ask("TQ.BEAT", self._worker_id, *words)
         if isinstance(answer, hiredis.ReplyError):
             raise OSError(f"the broker refused the heartbeat: {answer}")
         reply = msgspec.convert(as_fields(answer), BeatReply)
         self._interval = reply.lease_seconds / 3
         if reply.lost:
-            self._on_lost(reply.lost)
+            lost = set(reply.lost)
+            self._on_lost([claim for claim in held if claim[0] in lost])
 
     def _ask(self, *words: str) -> Any:
         connection = self._socket or self._connect()

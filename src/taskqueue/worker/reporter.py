@@ -8,7 +8,7 @@ from typing import Any
 
 from taskqueue.client.connection import Connection, ConnectionLost
 from taskqueue.client.link import Backoff, Link
-from taskqueue.core.errors import BrokerUnavailable, LeaseLost, TaskNotFound
+from taskqueue.core.errors import BrokerUnavailable, LeaseLost, TaskNotFound, TaskQueueError
 from taskqueue.worker.attempt import Attempt
 
 log = logging.getLogger("taskqueue.worker")
@@ -74,7 +74,8 @@ class Reporter:
             await asyncio.sleep(backoff.next_pause())
             try:
                 await self._connected()
-            except BrokerUnavailable:
+            except TaskQueueError as error:
+                log.warning("cannot report: %s", error)
                 continue
             unsent, self._unsent = self._unsent, []
             for attempt, words in unsent:

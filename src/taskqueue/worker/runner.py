@@ -74,15 +74,19 @@ class Worker:
         self._stop_asked.set()
 
     async def run(self) -> None:
-        """Work until told to stop."""
+        """Work until told to stop. Raises InvalidRequest if the broker will not have its claims."""
         log.info("worker started", extra={"worker_id": self.worker_id})
         self._heartbeat.start()
         claiming = self._loop.create_task(self._claim_for_ever())
+        stopping = self._loop.create_task(self._stop_asked.wait())
         try:
-            await self._stop_asked.wait()
+            await asyncio.wait([claiming, stopping], return_when=asyncio.FIRST_COMPLETED)
+            if claiming.done():
+                claiming.result()
         finally:
             claiming.cancel()
-            await asyncio.wait([claiming])
+            stopping.cancel()
+            await asyncio.wait([claiming, stopping])
             await self._finish()
             self._threads.shutdown(wait=False, cancel_futures=True)
             log.info("worker stopped", extra={"worker_id": self.worker_id})
@@ -102,7 +106,9 @@ class Worker:
                     if connection is None or not connection.is_open:
                         connection = await self._link.open()
                     claimed = await self._claim(connection)
-                except (BrokerUnavailable, ConnectionLost, TimeoutError) as error:
+                except InvalidRequest:
+                    raise  # it would be refused each time
+                except (TaskQueueError, ConnectionLost, TimeoutError) as error:
                     log.warning("cannot claim: %s", error, extra={"worker_id": self.worker_id})
                     if connection is not None:
                         connection.close()
@@ -162,6 +168,7 @@ class Worker:
         """Nothing more is to be said of an attempt: free its slot once its thread is free."""
         if self._held.get(attempt.claim.task_id) is attempt:
             del self._held[attempt.claim.task_id]
+            self._slots_freed.set()
         thread = attempt.thread
         if thread is not None and not thread.done():
             thread.add_done_callback(self._free_slot)
@@ -173,26 +180,31 @@ class Worker:
         self._slots_freed.set()
 
     async def _report_progress(self, claim: Claim, fraction: float, note: str) -> None:
-        await self._reporter.ask(
-            b"TQ.PROGRESS",
-            claim.task_id.encode(),
-            b"%d" % claim.token,
-            f"{fraction:.6f}".encode(),
-            b"NOTE",
-            note.encode(errors="replace"),
-        )
+        try:
+            await self._reporter.ask(
+                b"TQ.PROGRESS",
+                claim.task_id.encode(),
+                b"%d" % claim.token,
+                f"{fraction:.6f}".encode(),
+                b"NOTE",
+                note.encode(errors="replace"),
+            )
+        except (BrokerUnavailable, ConnectionLost) as error:
+            # It is news, not work: no reason for an attempt to fail.
+            log.debug("progress was not told: %s", error, extra={"task_id": claim.task_id})
 
     def _claims_held(self) -> list[tuple[str, int]]:
         # Called in the heartbeat's thread: copying a dict's values is one step of the interpreter.
         return [(one.claim.task_id, one.claim.token) for one in list(self._held.values())]
 
-    def _on_lost(self, task_ids: list[str]) -> None:
-        self._loop.call_soon_threadsafe(self._drop, task_ids)
+    def _on_lost(self, claims: list[tuple[str, int]]) -> None:
+        self._loop.call_soon_threadsafe(self._drop, claims)
 
-    def _drop(self, task_ids: list[str]) -> None:
-        for task_id in task_ids:
+    def _drop(self, claims: list[tuple[str, int]]) -> None:
+        for task_id, token in claims:
             attempt = self._held.get(task_id)
-            if attempt is not None:
+            # The task may have been claimed anew since the heartbeat that named the old claim.
+            if attempt is not None and attempt.claim.token == token:
                 log.warning("the claim was lost", extra={"task_id": task_id})
                 attempt.stop(Ending.LOST)
 

@@ -1,0 +1,94 @@
+"""What operations came to, as the native door says it."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Final
+
+from taskqueue.broker.operations import Operation
+from taskqueue.core.task import ClaimedTask, Task
+from taskqueue.wire import messages as m
+from taskqueue.wire import resp
+
+Reply = Callable[[Any, bool], bytes]
+"""Writes an outcome as an answer; the flag says whether the client speaks RESP3."""
+
+
+class Pending:
+    """An answer that is still to come."""
+
+    __slots__ = ("blocks", "future", "is_read", "reply")
+
+    def __init__(
+        self, future: asyncio.Future[Any], reply: Reply, *, blocks: bool, is_read: bool
+    ) -> None:
+        self.future = future
+        self.reply = reply
+        self.blocks = blocks
+        self.is_read = is_read
+
+    def drop(self) -> None:
+        """Nobody wants it any more."""
+        if not self.future.done():
+            self.future.cancel()
+        elif not self.future.cancelled():
+            self.future.exception()  # or it would be reported as never looked at
+
+
+def reply_of(operation: Operation) -> Reply:
+    """How the outcome of an operation is written: in short where the table below says so."""
+    return _REPLIES.get(operation.name) or _whole_reply(operation)
+
+
+def _whole_reply(operation: Operation) -> Reply:
+    def reply(outcome: Any, resp3: bool) -> bytes:
+        return resp.encode(operation.reply(outcome), resp3=resp3)
+
+    return reply
+
+
+def _submitted(task: Task, _resp3: bool) -> bytes:
+    return b"$36\r\n%s\r\n" % task.id.encode()
+
+
+def _status(task: Task, _resp3: bool) -> bytes:
+    return resp.simple(task.status)
+
+
+def _ok(_outcome: object, _resp3: bool) -> bytes:
+    return resp.OK
+
+
+def _claimed(claimed: list[ClaimedTask], _resp3: bool) -> bytes:
+    return b"*%d\r\n" % len(claimed) + b"".join(_one_claimed(one) for one in claimed)
+
+
+def _one_claimed(one: ClaimedTask) -> bytes:
+    reply = m.claimed_reply(one)
+    return b"*8\r\n$36\r\n%s\r\n:%d\r\n%s%s:%d\r\n:%d\r\n:%d\r\n%s" % (
+        reply.task_id.encode(),
+        reply.token,
+        resp.bulk(reply.task_type.encode()),
+        resp.bulk(reply.payload),
+        reply.attempt,
+        reply.timeout_seconds,
+        reply.priority,
+        resp.bulk(resp.timestamp(reply.created_at).encode()),
+    )
+
+
+def _left(reply: m.LeaveReply, _resp3: bool) -> bytes:
+    return b":%d\r\n" % reply.released
+
+
+_REPLIES: Final[dict[str, Reply]] = {
+    "submit": _submitted,
+    "claim": _claimed,
+    "complete": _status,
+    "fail": _status,
+    "progress": _status,
+    "release": _status,
+    "retry": _status,
+    "cancel": _ok,
+    "leave": _left,
+}
+"""Answers shorter than the whole reply struct, or hot enough to be written out."""

@@ -1,0 +1,375 @@
+"""The queue once more, as a dict: the oracle that engines are compared with.
+
+It shares the words of the product (tasks, commands, errors), and none of its rules: those are
+written again here, in the plainest form. Nothing is fast, nothing is durable.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from msgspec.structs import replace
+
+from taskqueue.core.batch import Applied, Batch, CounterKey, Minute
+from taskqueue.core.commands import (
+    Cancel,
+    Claim,
+    Command,
+    Complete,
+    Fail,
+    Outcome,
+    Progress,
+    Promote,
+    Purge,
+    Release,
+    Retry,
+    Submit,
+    TakeBack,
+)
+from taskqueue.core.errors import (
+    IdempotencyConflict,
+    InvalidStatus,
+    LeaseLost,
+    TaskNotFound,
+    TaskQueueError,
+)
+from taskqueue.core.task import ClaimedTask, Event, Failure, Status, Task, TaskDetail, Tier
+from taskqueue.storage.port import Count, Storage, TaskQuery, Totals
+
+WAITING = (Status.PENDING, Status.FAILED)
+OVER = (Status.COMPLETED, Status.CANCELLED)
+MINUTE = 60_000_000
+ENDINGS = {"Complete": Event.COMPLETE, "Fail": Event.FAIL, "Release": Event.RELEASE}
+
+
+class ModelStorage(Storage):
+    """A storage that forgets everything when it is dropped."""
+
+    def __init__(self) -> None:
+        self.tasks: dict[str, Task] = {}
+        self.payloads: dict[str, bytes] = {}
+        self.results: dict[str, bytes] = {}
+        self.failures: dict[str, list[Failure]] = {}
+        self.claimable: set[str] = set()
+        self.entered: Counter[CounterKey] = Counter()
+        self.minutes: dict[int, Minute] = {}
+        self.next_seq = 1
+
+    async def open(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+    async def apply(self, batch: Batch) -> Applied:
+        self.now, self.steady = batch.wall, batch.steady
+        self.moved: list[Task] = []
+        self.promoted: set[str] = set()
+        self.due: list[int] = []
+        outcomes: list[Outcome | TaskQueueError] = [0] * len(batch.commands)
+        # The order inside a transaction: words about tasks, then chores, then claims.
+        self._each(batch, outcomes, lambda one: not isinstance(one, Promote | Purge | Claim))
+        self._each(batch, outcomes, lambda one: isinstance(one, Promote | Purge))
+        self._each(batch, outcomes, lambda one: isinstance(one, Claim))
+        changed = {task.id for task in self.moved}
+        touched = changed | {self._id_of(one) for one in batch.commands}
+        ready = Counter(
+            self.tasks[one].task_type
+            for one in changed | self.promoted
+            if one in self.tasks and one in self.claimable
+        )
+        self.due += [
+            self.tasks[one].run_at
+            for one in touched
+            if one in self.tasks
+            and self.tasks[one].status in WAITING
+            and self.tasks[one].run_at > self.now
+        ]
+        return Applied(
+            outcomes,
+            self.moved,
+            dict(ready),
+            min(self.due, default=None),
+            sum(task.status is Status.PENDING for task in self.tasks.values()),
+        )
+
+    def _each(self, batch: Batch, outcomes: list[Outcome | TaskQueueError], wanted: Any) -> None:
+        for place, command in enumerate(batch.commands):
+            if wanted(command):
+                try:
+                    outcomes[place] = self._do(command)
+                except TaskQueueError as error:
+                    outcomes[place] = error
+
+    def _id_of(self, command: Command) -> str:
+        if isinstance(command, Submit):
+            return command.task.id
+        return getattr(command, "task_id", "")
+
+    def _do(self, command: Command) -> Outcome:
+        match command:
+            case Submit():
+                return self._submit(command)
+            case Claim():
+                return self._claim(command)
+            case Promote():
+                return self._promote(command)
+            case Purge():
+                return self._purge(command)
+            case _:
+                return self._about_one(command)
+
+    def _submit(self, command: Submit) -> Task:
+        asked, known = command.task, self.tasks.get(command.task.id)
+        if known is not None:
+            same = (
+                known.task_type == asked.task_type
+                and known.payload_crc == asked.payload_crc
+                and known.priority == asked.priority
+                and known.timeout == asked.timeout
+                and known.max_retries == asked.max_retries
+            )
+            if not same:
+                raise IdempotencyConflict("")
+            return known
+        task = replace(asked, seq=self.next_seq)
+        self.next_seq += 1
+        self.payloads[task.id] = command.payload
+        self.failures[task.id] = []
+        return self._put(task)
+
+    def _about_one(self, command: Any) -> Task:
+        task = self.tasks.get(command.task_id)
+        if task is None:
+            raise TaskNotFound("")
+        if isinstance(command, Cancel | Retry):
+            return self._by_operator(task, command)
+        mine = task.status is Status.IN_PROGRESS and task.token == command.token
+        if isinstance(command, TakeBack):
+            return self._taken_back(task, command) if mine else task
+        word = ENDINGS.get(type(command).__name__)
+        if word is not None and (task.token, task.last_event) == (command.token, word):
+            return task
+        if not mine:
+            raise LeaseLost("")
+        return self._said_by_holder(task, command)
+
+    def _by_operator(self, task: Task, command: Cancel | Retry) -> Task:
+        if isinstance(command, Cancel):
+            if task.status not in WAITING:
+                raise InvalidStatus("")
+            return self._put(self._changed(task, Event.CANCEL, status=Status.CANCELLED))
+        if task.status not in (Status.DEAD_LETTER, Status.CANCELLED):
+            raise InvalidStatus("")
+        fresh = {"retry_count": 0, "run_at": self.now, "worker_id": None}
+        return self._put(self._changed(task, Event.RETRY, status=Status.PENDING, **fresh))
+
+    def _said_by_holder(self, task: Task, command: Any) -> Task:
+        match command:
+            case Progress():
+                after = replace(
+                    task,
+                    progress=command.fraction,
+                    progress_note=command.note,
+                    updated_at=max(task.updated_at, self.now),
+                )
+                self.tasks[task.id] = after
+                return after
+            case Complete():
+                self.results[task.id] = command.result
+                return self._put(
+                    self._changed(task, Event.COMPLETE, status=Status.COMPLETED, deadline=None)
+                )
+            case Release():
+                return self._put(
+                    self._changed(
+                        task,
+                        Event.RELEASE,
+                        status=Status.PENDING,
+                        deadline=None,
+                        worker_id=None,
+                    )
+                )
+            case _:
+                delay = command.delay
+                if delay is None:
+                    delay = self._usual_delay(task, command.spread)
+                failure = Failure(
+                    task.token,
+                    self.now,
+                    task.worker_id,
+                    command.kind,
+                    command.message,
+                    command.traceback,
+                )
+                return self._failed(task, Event.FAIL, failure, delay, command.retryable)
+
+    def _taken_back(self, task: Task, command: TakeBack) -> Task:
+        lost = command.why is Event.LOSE
+        kind = "WorkerLost" if lost else "TimedOut"
+        delay = 0 if lost else self._usual_delay(task, command.spread)
+        failure = Failure(task.token, self.now, task.worker_id, kind, command.message)
+        return self._failed(task, command.why, failure, delay, True)
+
+    def _usual_delay(self, task: Task, spread: float) -> int:
+        seconds: int = min(3600, 5 * 2**task.retry_count)
+        return round(seconds * 1_000_000 * (1 + spread * 0.1))
+
+    def _failed(
+        self, task: Task, event: Event, failure: Failure, delay: int, retryable: bool
+    ) -> Task:
+        self.failures[task.id].append(failure)
+        if retryable and task.retry_count < task.max_retries:
+            after = self._changed(
+                task,
+                event,
+                status=Status.FAILED,
+                retry_count=task.retry_count + 1,
+                run_at=self.now + delay,
+                deadline=None,
+            )
+        else:
+            after = self._changed(task, event, status=Status.DEAD_LETTER, deadline=None)
+        return self._put(after)
+
+    def _claim(self, command: Claim) -> list[ClaimedTask]:
+        wanted = [
+            task
+            for task in self.tasks.values()
+            if task.id in self.claimable and task.task_type in command.task_types
+        ]
+        wanted.sort(key=lambda task: (-task.priority, task.run_at, task.seq))
+        claimed = []
+        for task in wanted[: command.limit]:
+            after = self._changed(
+                task,
+                Event.CLAIM,
+                status=Status.IN_PROGRESS,
+                token=task.token + 1,
+                worker_id=command.worker_id,
+                claimed_at=self.steady,
+                deadline=self.steady + task.timeout,
+                progress=None,
+                progress_note="",
+            )
+            claimed.append(ClaimedTask(self._put(after), self.payloads[task.id]))
+        return claimed
+
+    def _promote(self, command: Promote) -> int:
+        waiting = [
+            task
+            for task in self.tasks.values()
+            if task.status in WAITING and task.id not in self.claimable
+        ]
+        due = sorted((task for task in waiting if task.run_at <= self.now), key=_by_run_at)
+        chosen = {task.id for task in due[: command.limit]}
+        self.claimable |= chosen
+        self.promoted |= chosen
+        self.due += [task.run_at for task in waiting if task.id not in chosen]
+        return len(chosen)
+
+    def _purge(self, command: Purge) -> int:
+        old = [
+            task
+            for task in self.tasks.values()
+            if task.status in OVER and task.updated_at < command.before
+        ]
+        old.sort(key=lambda task: (task.updated_at, task.seq))
+        for task in old[: command.limit]:
+            for store in (self.tasks, self.payloads, self.results, self.failures):
+                store.pop(task.id, None)
+        return len(old[: command.limit])
+
+    def _changed(self, task: Task, event: Event, **fields: Any) -> Task:
+        updated = max(task.updated_at, self.now)
+        return replace(task, last_event=event, updated_at=updated, **fields)
+
+    def _put(self, task: Task) -> Task:
+        self.tasks[task.id] = task
+        self.moved.append(task)
+        self.entered[CounterKey(task.task_type, task.status, _tier(task))] += 1
+        if task.status in WAITING and task.run_at <= self.now:
+            self.claimable.add(task.id)
+        else:
+            self.claimable.discard(task.id)
+        minute = self.minutes.setdefault(self.now // MINUTE * MINUTE, Minute())
+        if task.last_event is Event.COMPLETE:
+            minute.completed += 1
+            minute.busy += self.steady - (task.claimed_at or 0)
+        elif task.last_event in (Event.FAIL, Event.LOSE, Event.TIME_OUT):
+            minute.failed += 1
+        return task
+
+    async def get(self, task_id: str) -> TaskDetail | None:
+        task = self.tasks.get(task_id)
+        if task is None:
+            return None
+        return TaskDetail(task, self.results.get(task_id), self.failures[task_id])
+
+    async def payload(self, task_id: str) -> bytes | None:
+        return self.payloads.get(task_id)
+
+    async def find(self, query: TaskQuery) -> list[Task]:
+        found = [
+            task
+            for task in self.tasks.values()
+            if query.status in (None, task.status)
+            and query.task_type in (None, task.task_type)
+            and (query.before_seq is None or task.seq < query.before_seq)
+        ]
+        found.sort(key=lambda task: -task.seq)
+        return found[query.offset : query.offset + query.limit]
+
+    async def count(self, status: Status | None, task_type: str | None) -> int:
+        return len(await self.find(TaskQuery(status, task_type, limit=10**9)))
+
+    async def totals(self, since: int) -> Totals:
+        summed: dict[CounterKey, tuple[int, int]] = {}
+        for count in await self.counts():
+            key = count.key._replace(task_type="")
+            present, entered = summed.get(key, (0, 0))
+            summed[key] = (present + count.present, entered + count.entered)
+        recent = Minute()
+        for start, minute in self.minutes.items():
+            if start >= since:
+                recent.completed += minute.completed
+                recent.failed += minute.failed
+                recent.busy += minute.busy
+        return Totals(
+            [Count(key, *numbers) for key, numbers in summed.items()],
+            recent,
+            min((self.tasks[one].run_at for one in self.claimable), default=None),
+        )
+
+    async def counts(self) -> list[Count]:
+        present = Counter(
+            CounterKey(task.task_type, task.status, _tier(task)) for task in self.tasks.values()
+        )
+        return [Count(key, present[key], self.entered[key]) for key in self.entered]
+
+    async def overdue(self, steady: int, limit: int) -> list[Task]:
+        running = [task for task in self.tasks.values() if task.status is Status.IN_PROGRESS]
+        return [task for task in running if (task.deadline or 0) <= steady][:limit]
+
+    async def held(self, worker_ids: Sequence[str]) -> list[Task]:
+        running = [task for task in self.tasks.values() if task.status is Status.IN_PROGRESS]
+        return [task for task in running if task.worker_id in worker_ids]
+
+    async def holders(self) -> list[str]:
+        running = [task for task in self.tasks.values() if task.status is Status.IN_PROGRESS]
+        return sorted({task.worker_id for task in running if task.worker_id})
+
+    async def next_due(self) -> int | None:
+        waiting = [task for task in self.tasks.values() if task.status in WAITING]
+        return min((one.run_at for one in waiting if one.id not in self.claimable), default=None)
+
+    async def audit(self) -> list[str]:
+        return []
+
+
+def _tier(task: Task) -> Tier:
+    return Tier.LOW if task.priority < 100 else Tier.NORMAL if task.priority < 200 else Tier.HIGH
+
+
+def _by_run_at(task: Task) -> int:
+    return task.run_at
