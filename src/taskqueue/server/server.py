@@ -65,18 +65,21 @@ async def running(settings: Settings) -> AsyncIterator[Endpoints]:
         await broker.open()
         native = RespDoor(broker, settings.native)
         rest = RestDoor(broker, settings.http)
-        async with asyncio.TaskGroup() as parts:
-            chores = parts.create_task(broker.upkeep.run())
-            try:
-                yield Endpoints(
-                    http=await _listen(rest, parse_address(settings.http.listen)),
-                    native=await _listen(native, parse_address(settings.native.listen)),
-                )
-            finally:
-                chores.cancel()
-                # Waiting claims and readers are answered first; then the doors can close.
-                await broker.close()
-                await asyncio.gather(native.close(), rest.close())
+        try:
+            endpoints = Endpoints(
+                http=await _listen(rest, parse_address(settings.http.listen)),
+                native=await _listen(native, parse_address(settings.native.listen)),
+            )
+            async with asyncio.TaskGroup() as parts:
+                chores = parts.create_task(broker.upkeep.run())
+                try:
+                    yield endpoints
+                finally:
+                    chores.cancel()
+        finally:
+            # Waiting claims and readers are answered first; then the doors can close.
+            await broker.close()
+            await asyncio.gather(native.close(), rest.close())
     finally:
         await storage.close()
 
