@@ -10,6 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -17,7 +18,7 @@ from taskqueue.broker.metrics import MOST_TYPES, OTHER, Metrics
 from taskqueue.broker.operations import OPERATIONS
 from taskqueue.core.clock import ManualClock
 from taskqueue.core.errors import BrokerUnavailable
-from taskqueue.doors import openapi
+from taskqueue.doors import metrics, openapi
 from taskqueue.storage.port import Totals
 from taskqueue.wire import messages as m
 from tests.support.broker import claimed
@@ -133,13 +134,13 @@ async def test_types_beyond_a_thousand_share_a_label(client: RestClient) -> None
 
 
 def test_histograms_beyond_a_thousand_types_share_one() -> None:
-    metrics = Metrics()
+    counted = Metrics()
     for number in range(MOST_TYPES + 50):
-        metrics.attempt_ended(f"t{number}", 0.1)
-        metrics.attempt_ended("t0", 0.1)
-    assert len(metrics.attempts) == MOST_TYPES + 1
-    assert sum(metrics.attempts[OTHER].buckets) == 50
-    assert sum(metrics.attempts["t0"].buckets) == MOST_TYPES + 51
+        counted.attempt_ended(f"t{number}", 0.1)
+        counted.attempt_ended("t0", 0.1)
+    assert len(counted.attempts) == MOST_TYPES + 1
+    assert sum(counted.attempts[OTHER].buckets) == 50
+    assert sum(counted.attempts["t0"].buckets) == MOST_TYPES + 51
 
 
 async def test_metrics_are_there_while_the_storage_is_not(
@@ -290,6 +291,27 @@ def test_the_reference_has_every_kind_of_curl_line() -> None:
         "curl http://localhost:8080/api/v1/stats",
     ):
         assert part in printed
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        *(m.SubmitReply, m.SubmitBatchReply, m.TaskReply, m.ListReply, m.StatsReply),
+        *(m.HealthReply, m.ErrorReply),
+    ],
+)
+def test_the_reference_shows_every_reply_with_all_its_fields(reply: type[msgspec.Struct]) -> None:
+    blocks = re.findall(r"```json\n(.*?)\n```", REFERENCE.read_text(), re.DOTALL)
+    shown = [list(json.loads(block)) for block in blocks]
+    assert list(reply.__struct_fields__) in shown
+
+
+def test_the_reference_names_every_field_of_a_submit_and_every_metric() -> None:
+    text = REFERENCE.read_text()
+    for field in m.SubmitRequest.__struct_fields__:
+        assert f"| `{field}` |" in text
+    for name in re.findall(r'"(tq_\w+)"', Path(metrics.__file__).read_text()):
+        assert f"| `{name}` |" in text or f"| `{name}_total` |" in text, name
 
 
 async def test_curl_without_a_content_type_is_told_what_to_send(client: RestClient) -> None:

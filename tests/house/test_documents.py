@@ -1,0 +1,199 @@
+"""What the documents tell people to type is typed here, word by word, against a real broker.
+
+Only the addresses are put in: documents say localhost:8080 and :6379, a test takes free ports.
+"""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from taskqueue.settings.sources import load_settings
+from tests.support.broker import BrokerProcess, a_broker_process, free_port
+
+ROOT = Path(__file__).parent.parent.parent
+TOOLS = f"{ROOT / '.tools' / 'bin'}:{Path(sys.executable).parent}"
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+ELSEWHERE = {
+    "make run": "tests/e2e/test_make_run.py",
+    "make chaos": "run by CI itself",
+    "make bench": "tests/house/test_bench.py",
+    "pip install 'taskqueue[server]'": "what set-up has done",
+}
+"""Lines that are not typed again here, and where they are."""
+
+
+def blocks(document: str, *languages: str) -> list[tuple[str, str]]:
+    """The fenced blocks of a document, by language."""
+    found = BLOCK.findall((ROOT / document).read_text())
+    return [(language, text) for language, text in found if language in languages]
+
+
+class Shell:
+    """A shell in a folder of its own, in which localhost is a broker of its own."""
+
+    def __init__(self, folder: Path, http: str, native: str) -> None:
+        self.folder = folder
+        self._http, self._native = http, native
+        port = native.rpartition(":")[2]
+        self._env = os.environ | {
+            "PATH": f"{TOOLS}:{os.environ['PATH']}",
+            "TQ_URL": native,
+            "TQ_HTTP": http,
+            "TQ_NATIVE": native,
+            "PYTHONPATH": str(folder),
+        }
+        self._words = {
+            "http://localhost:8080": f"http://{http}",
+            "127.0.0.1:6379": native,
+            "redis-cli ": f"redis-cli -p {port} ",
+            ". .venv/bin/activate": ":",
+        }
+
+    def run(self, script: str, timeout: float = 60) -> str:
+        """What a script prints; it must not fail."""
+        for word, meant in self._words.items():
+            script = script.replace(word, meant)
+        ran = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", script],
+            cwd=self.folder,
+            env=self._env,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        assert ran.returncode == 0, f"{script}\n{ran.stdout}\n{ran.stderr}"
+        return ran.stdout
+
+    def start(self, *command: str) -> subprocess.Popen[bytes]:
+        """A command that goes on."""
+        return subprocess.Popen(list(command), cwd=self.folder, env=self._env)
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[BrokerProcess]:
+    with a_broker_process(tmp_path / "data") as process:
+        yield process
+
+
+@pytest.fixture
+def samples(broker: BrokerProcess, tmp_path: Path) -> Iterator[Shell]:
+    """A shell beside a broker and a worker with the sample handlers."""
+    shell = Shell(tmp_path, broker.http, broker.native)
+    tq = (sys.executable, "-m", "taskqueue.cli.main")
+    worker = shell.start(*tq, "worker", "taskqueue.cli.samples:app")
+    yield shell
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(30) == 0
+
+
+def typed(text: str) -> str:
+    """The lines of a block that are typed here."""
+    return "\n".join(line for line in text.splitlines() if line not in ELSEWHERE)
+
+
+def test_the_readme_does_what_it_says(samples: Shell) -> None:
+    python = [text for _, text in blocks("README.md", "python")]
+    printed = [samples.run(typed(text)) for _, text in blocks("README.md", "sh")]
+    assert '"status":"pending"' in printed[1]
+    assert "queue_depth_by_priority" in printed[2]
+    assert '"Hello, Edsger!"' in printed[3]
+    native = samples._native
+    (samples.folder / "client.py").write_text(python[0].replace("127.0.0.1:6379", native))
+    assert "Hello, Barbara!" in samples.run("python client.py")
+    (samples.folder / "tasks.py").write_text(python[1])
+    (samples.folder / "send.py").write_text(python[2])
+    worker = samples.start(sys.executable, "-m", "taskqueue.cli.main", "worker", "tasks:app")
+    try:
+        assert samples.run("python send.py").strip() == "sent to ada@example.org, attempt 1"
+    finally:
+        worker.terminate()
+        assert worker.wait(30) == 0
+
+
+def test_the_tutorial_ends_where_it_says(tmp_path: Path) -> None:
+    shell = Shell(tmp_path, f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}")
+    for language, text in blocks("docs/tutorial.md", "python"):
+        name = "tasks.py" if "app = App()" in text else "send.py"
+        (tmp_path / name).write_text(text)
+        assert language == "python"
+    script = "\n".join(typed(text) for _, text in blocks("docs/tutorial.md", "sh"))
+    assert script.count("tq serve --data ./queue &") == 2
+    answers = f"until curl -sf http://{shell._http}/api/v1/health >/dev/null; do sleep 0.1; done"
+    script = script.replace("tq serve --data ./queue &", f"tq serve --data ./queue &\n{answers}")
+    script = "set -m\n" + script.replace("kill -9 %1", "kill -9 %1; wait %1 || true")
+    printed = shell.run(script + "\nkill %%; kill %2; wait", timeout=90)
+    assert '"status":"healthy"' in printed
+    assert "sent to grace@example.org, attempt 1" in printed
+    assert printed.count("send_email") >= 4
+
+
+def test_the_commands_of_the_reference_work(samples: Shell) -> None:
+    [(_, script)] = blocks("docs/reference/cli.md", "sh")
+    printed = samples.run(script)
+    assert '"Hello, Ada!"' in printed
+    assert "broker.lease_seconds" in printed
+
+
+def test_a_broker_is_run_as_the_guide_says(tmp_path: Path) -> None:
+    shell = Shell(tmp_path, f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}")
+    serve, show, backup = (text.strip() for _, text in blocks("docs/how-to/run-a-broker.md", "sh"))
+    ((_, settings),) = blocks("docs/how-to/run-a-broker.md", "toml")
+    (tmp_path / "tq.toml").write_text(settings)
+    assert "tq.toml" in shell.run(show)
+    serve = serve.replace("127.0.0.1:8080", shell._http)
+    for word, meant in shell._words.items():
+        serve = serve.replace(word, meant)
+    process = shell.start(sys.executable, "-m", "taskqueue.cli.main", *serve.split()[1:])
+    shell.run(f"until curl -sf http://{shell._http}/api/v1/health; do sleep 0.1; done")
+    shell.run("tq submit some_type")
+    shell.run(backup)
+    process.terminate()
+    assert process.wait(30) == 0
+    (tmp_path / "restored").mkdir()
+    shutil.copy(tmp_path / "backup.db", tmp_path / "restored" / "queue.db")
+    restored = BrokerProcess(tmp_path / "restored")
+    restored.start()
+    assert restored.health()["pending_tasks"] == 1
+    assert restored.stop() == 0
+
+
+def test_settings_in_the_documents_are_settings(tmp_path: Path) -> None:
+    for document in ("docs/how-to/run-a-broker.md", "docs/reference/settings.md"):
+        for number, (_, text) in enumerate(blocks(document, "toml")):
+            file = tmp_path / f"{number}.toml"
+            file.write_text(text)
+            assert tomllib.loads(text)
+            load_settings({}, {}, file)
+
+
+@pytest.mark.parametrize(
+    ("example", "said"),
+    [("typed_producer.py", "sent to ada@example.org\n5"), ("producer.py", '"sent to grace@')],
+)
+def test_the_python_examples_run_as_they_stand(
+    broker: BrokerProcess, tmp_path: Path, example: str, said: str
+) -> None:
+    for file in (ROOT / "examples" / "python").glob("*.py"):
+        shutil.copy(file, tmp_path)
+    shell = Shell(tmp_path, broker.http, broker.native)
+    worker = shell.start(sys.executable, "-m", "taskqueue.cli.main", "worker", "tasks:app")
+    try:
+        assert said in shell.run(f"python {example}")
+    finally:
+        worker.terminate()
+        assert worker.wait(30) == 0
+
+
+def test_every_line_left_out_here_is_somewhere_else() -> None:
+    for line, place in ELSEWHERE.items():
+        assert not place.endswith(".py") or (ROOT / place).exists(), line
