@@ -66,7 +66,8 @@ def run(arguments: list[str], *, debug: bool = False) -> int:
         code = getattr(error, "code", None)
         if code is None or isinstance(error, StorageRefused):
             return _complain(str(error), 2)
-        return _complain(f"{code}: {error}", EXIT_CODES.get(code, 1))
+        # A remote traceback may follow the first line; `tq status` shows it.
+        return _complain(f"{code}: {str(error).splitlines()[0]}", EXIT_CODES.get(code, 1))
     return 0
 
 

@@ -24,7 +24,10 @@ LIST_COLUMNS = ("task_id", "status", "task_type", "priority", "created_at", "upd
 
 def submit(
     task_type: str,
-    payload: Annotated[str, Parameter(help="JSON or other text; @file, or - for stdin")] = "{}",
+    payload: Annotated[
+        str,
+        Parameter(help="JSON or other text; @file, or - for stdin", allow_leading_hyphen=True),
+    ] = "{}",
     *,
     priority: Annotated[int, Parameter(help="0 to 255, 255 first")] = 100,
     delay: Annotated[float | None, Parameter(help="seconds to wait before it may start")] = None,
