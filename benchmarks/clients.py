@@ -28,88 +28,88 @@ def frame(*words: bytes) -> bytes:
     return b"".join(parts)
 
 
-class Submitter(asyncio.Protocol):
-    """Keeps `window` submits under way on one native connection until told to stop."""
+class Load(asyncio.Protocol):
+    """One connection that makes requests until told to stop."""
 
-    def __init__(self, command: bytes, window: int) -> None:
+    def __init__(self) -> None:
         self.done = 0
         self.failure: bytes | None = None
         self.at_rest: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._command = command
-        self._window = window
-        self._received = 0
-        self._under_way = 0
-        self._left = 0
-        self._transport: asyncio.Transport | None = None
+        """Done once the last answer is here."""
+        self.left = 0
+        self.transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-
-    def begin(self, number: int) -> None:
-        """Send `number` submits in all."""
-        self._left = number
-        self._send(min(self._window, number))
-
-    def stop(self) -> None:
-        """Send no more; `at_rest` is done once the last answer is here."""
-        self._left = 0
-        self._rest()
-
-    def data_received(self, data: bytes) -> None:
-        if data.startswith(b"-"):
-            self.failure = data
-            self._left = self._under_way = 0
-        else:
-            self._received += len(data)
-            answered, self._received = divmod(self._received, SUBMIT_REPLY)
-            self.done += answered
-            self._under_way -= answered
-            self._send(min(answered, self._left))
-        self._rest()
+        self.transport = cast(asyncio.Transport, transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.at_rest.done():
             self.at_rest.set_exception(exc or ConnectionError("the broker hung up"))
 
-    def close(self) -> None:
-        """Hang up."""
-        if self._transport is not None:
-            self._transport.close()
+    def begin(self, number: int) -> None:
+        """Make `number` requests in all."""
+        raise NotImplementedError("each kind of load begins in its own way")
 
-    def _send(self, number: int) -> None:
-        if number > 0 and self._transport is not None:
-            self._left -= number
-            self._under_way += number
-            self._transport.write(self._command * number)
+    def stop(self) -> None:
+        """Begin no more of them."""
+        self.left = 0
 
-    def _rest(self) -> None:
-        if not self._under_way and not self._left and not self.at_rest.done():
+    def rest(self) -> None:
+        """The last answer is here."""
+        if not self.at_rest.done():
             self.at_rest.set_result(None)
 
 
-class Poster(asyncio.Protocol):
-    """Sends one REST submit at a time on one keep-alive connection until told to stop."""
+class Submitter(Load):
+    """Keeps `window` native submits under way."""
 
-    def __init__(self, request: bytes) -> None:
-        self.done = 0
-        self.failure: bytes | None = None
-        self.at_rest: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._request = request
-        self._buffer = b""
-        self._left = 0
-        self._transport: asyncio.Transport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
+    def __init__(self, command: bytes, window: int) -> None:
+        super().__init__()
+        self._command = command
+        self._window = window
+        self._received = 0
+        self._under_way = 0
 
     def begin(self, number: int) -> None:
-        """Send `number` requests in all."""
-        self._left = number
-        self._send()
+        self.left = number
+        self._send(min(self._window, number))
 
     def stop(self) -> None:
-        """Send no more after the present one."""
-        self._left = 0
+        super().stop()
+        if not self._under_way:
+            self.rest()
+
+    def data_received(self, data: bytes) -> None:
+        if data.startswith(b"-"):
+            self.failure = data
+            self.left = self._under_way = 0
+        else:
+            self._received += len(data)
+            answered, self._received = divmod(self._received, SUBMIT_REPLY)
+            self.done += answered
+            self._under_way -= answered
+            self._send(min(answered, self.left))
+        if not self._under_way and not self.left:
+            self.rest()
+
+    def _send(self, number: int) -> None:
+        if number > 0:
+            self.left -= number
+            self._under_way += number
+            self.transport.write(self._command * number)
+
+
+class Poster(Load):
+    """Makes one REST submit at a time."""
+
+    def __init__(self, request: bytes) -> None:
+        super().__init__()
+        self._request = request
+        self._buffer = b""
+
+    def begin(self, number: int) -> None:
+        self.left = number
+        self._send()
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
@@ -122,30 +122,21 @@ class Poster(asyncio.Protocol):
         self._buffer = b""
         if not head.startswith(b"HTTP/1.1 201"):
             self.failure = head + body
-            self._left = 0
+            self.left = 0
         self.done += 1
         self._send()
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        if not self.at_rest.done():
-            self.at_rest.set_exception(exc or ConnectionError("the broker hung up"))
-
-    def close(self) -> None:
-        """Hang up."""
-        if self._transport is not None:
-            self._transport.close()
-
     def _send(self) -> None:
-        if self._left > 0 and self._transport is not None:
-            self._left -= 1
-            self._transport.write(self._request)
-        elif not self.at_rest.done():
-            self.at_rest.set_result(None)
+        if self.left > 0:
+            self.left -= 1
+            self.transport.write(self._request)
+        else:
+            self.rest()
 
 
 async def drive(
     address: str,
-    make: Callable[[], Submitter | Poster],
+    make: Callable[[], Load],
     *,
     connections: int,
     number: int,
@@ -164,7 +155,7 @@ async def drive(
     await asyncio.gather(*(client.at_rest for client in clients))
     elapsed = time.perf_counter() - started
     for client in clients:
-        client.close()
+        client.transport.close()
         if client.failure:
             raise RuntimeError(client.failure.decode(errors="replace"))
     return Rate(sum(client.done for client in clients), elapsed)
