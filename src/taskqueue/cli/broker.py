@@ -3,18 +3,16 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import uvloop
 from cyclopts import Parameter
 
+from taskqueue.cli.options import LogFormat, LogLevel
 from taskqueue.server.logs import set_up_logs
 from taskqueue.server.server import Endpoints
 from taskqueue.server.server import serve as run_broker
 from taskqueue.settings.sources import Loaded, load_settings
-
-LogLevel = Literal["debug", "info", "warning", "error"]
-LogFormat = Literal["auto", "json", "text"]
 
 
 def serve(

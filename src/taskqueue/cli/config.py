@@ -6,7 +6,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from taskqueue.cli.output import Format, print_rows
+from taskqueue.cli.options import Output
+from taskqueue.cli.output import print_rows
 from taskqueue.settings.sources import load_settings
 
 
@@ -14,7 +15,7 @@ def show(
     *,
     origin: Annotated[bool, Parameter(help="also where each value comes from")] = False,
     config: Annotated[Path | None, Parameter(help="settings file, instead of ./tq.toml")] = None,
-    output: Annotated[Format | None, Parameter(name=["--output", "-o"])] = None,
+    output: Output = None,
 ) -> None:
     """Show every setting of the broker and its value."""
     loaded = load_settings({}, os.environ, config)

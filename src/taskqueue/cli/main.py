@@ -46,10 +46,13 @@ def main() -> None:
 
 def run(arguments: list[str], *, debug: bool = False) -> int:
     """Run one command and return its exit code; `debug` lets tracebacks through."""
-    from cyclopts import CycloptsError
+    try:
+        from cyclopts import CycloptsError
+    except ModuleNotFoundError:
+        return _complain("the command line needs more: pip install 'taskqueue[server]'", 2)
 
     from taskqueue.core.errors import StorageRefused, TaskQueueError
-    from taskqueue.settings.sources import SettingsError
+    from taskqueue.settings.errors import SettingsError
 
     try:
         _app()(arguments, exit_on_error=False, print_error=False)

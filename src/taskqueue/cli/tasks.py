@@ -8,7 +8,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from taskqueue.cli.output import Format, as_row, print_record, print_rows
+from taskqueue.cli.options import ApiKey, Output, Url
+from taskqueue.cli.output import as_row, print_record, print_rows
 from taskqueue.client.sync import SyncClient
 from taskqueue.client.task import Task
 from taskqueue.core.errors import TaskQueueError
@@ -16,9 +17,6 @@ from taskqueue.core.task import Status
 
 CALL_SECONDS = 10.0
 
-Url = Annotated[str | None, Parameter(name="--url", help="broker: host:port, else TQ_URL")]
-ApiKey = Annotated[str | None, Parameter(name="--api-key", help="key, else TQ_API_KEY")]
-Output = Annotated[Format | None, Parameter(name=["--output", "-o"], help="form of the output")]
 LIST_COLUMNS = ("task_id", "status", "task_type", "priority", "created_at", "updated_at")
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from taskqueue.cli.broker import LogFormat, LogLevel
+from taskqueue.cli.options import LogFormat, LogLevel, Url
 from taskqueue.server.logs import set_up_logs
 from taskqueue.worker.entry import load_app, run_worker
 from taskqueue.worker.runner import Worker, WorkerSettings
@@ -15,7 +15,7 @@ def worker(
     app: Annotated[str, Parameter(help="where the app is: module:name")],
     *,
     concurrency: Annotated[int, Parameter(help="tasks at once, 1 to 500")] = 10,
-    url: Annotated[str | None, Parameter(help="broker: host:port or tq://key@host:port")] = None,
+    url: Url = None,
     shutdown: Annotated[float, Parameter(help="seconds to finish when told to stop")] = 60.0,
     log_level: Annotated[LogLevel, Parameter(help="the least that is logged")] = "info",
     log_format: Annotated[LogFormat, Parameter(help="json, text or auto")] = "auto",

@@ -12,6 +12,7 @@ import msgspec
 from msgspec import inspect, structs
 
 from taskqueue.settings.address import parse_address
+from taskqueue.settings.errors import SettingsError
 from taskqueue.settings.tree import DEFAULT_FILE, Settings
 
 SHORT_NAMES: Final = {
@@ -23,10 +24,6 @@ SHORT_NAMES: Final = {
 
 OTHERS_VARIABLES: Final = frozenset({"TQ_URL", "TQ_API_KEY", "TQ_CONFIG", "TQ_LOG"})
 """Variables that begin like settings of the broker, but are for clients and the command line."""
-
-
-class SettingsError(Exception):
-    """A setting cannot be used; the message names it, its source and the fix."""
 
 
 class Value(NamedTuple):

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from taskqueue.settings.address import Address, parse_address
-from taskqueue.settings.sources import SettingsError, load_settings
+from taskqueue.settings.errors import SettingsError
+from taskqueue.settings.sources import load_settings
 
 
 def a_file(folder: Path, text: str) -> Path:
