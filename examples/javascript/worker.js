@@ -1,6 +1,10 @@
 // Runs tasks of the type "shout" until Ctrl-C: node worker.js [host:port]
 const Redis = require("ioredis");
 
+const handlers = {
+  shout: async ({ text }) => JSON.stringify({ text: text.toUpperCase() }),
+};
+
 const [host, port] = (process.argv[2] || "127.0.0.1:6379").split(":");
 const address = { host, port: Number(port), maxRetriesPerRequest: null };
 const claims = new Redis(address); // its claims block; everything else needs a connection beside it
@@ -9,29 +13,26 @@ const worker = `js-${process.pid}-${Math.random().toString(36).slice(2)}`;
 const held = new Map();
 let stopping = false;
 
-async function handle(payload) {
-  return JSON.stringify({ text: JSON.parse(payload).text.toUpperCase() });
-}
-
 async function run([id, token, type, payload]) {
   held.set(id, token);
+  let word;
   try {
-    await words.call("TQ.COMPLETE", id, token, "RESULT", await handle(payload));
+    word = ["TQ.COMPLETE", id, token, "RESULT", await handlers[type](JSON.parse(payload))];
   } catch (error) {
-    // LEASE_LOST here means that another worker has the task now; the broker ignores us.
-    await words.call("TQ.FAIL", id, token, String(error.message), "KIND", error.name).catch(() => {});
+    word = ["TQ.FAIL", id, token, error.message, "KIND", error.name, "TRACEBACK", error.stack];
   }
+  await words.call(...word).catch(complain); // LEASE_LOST: another worker has the task now
   held.delete(id);
 }
 
-const beat = () => words.call("TQ.BEAT", worker, ...[...held].flat()).catch(() => {});
-const heart = setInterval(beat, 10000);
-
 async function main() {
+  const beat = () => words.call("TQ.BEAT", worker, ...[...held].flat()).catch(complain);
+  const heart = setInterval(beat, 10_000); // a third of the lease that the broker grants
   console.log("worker", worker);
   while (!stopping) {
-    const tasks = await claims.call("TQ.CLAIM", worker, "COUNT", 10, "BLOCK", 1000, "TYPES", "shout");
-    await Promise.all(tasks.map(run));
+    const types = Object.keys(handlers);
+    const claim = claims.call("TQ.CLAIM", worker, "COUNT", 10, "BLOCK", 1_000, "TYPES", ...types);
+    await Promise.all((await claim.catch(complain)).map(run));
   }
   clearInterval(heart);
   await words.call("TQ.LEAVE", worker);
@@ -39,5 +40,13 @@ async function main() {
   words.disconnect();
 }
 
-process.on("SIGTERM", () => (stopping = true)).on("SIGINT", () => (stopping = true));
+async function complain(error) {
+  console.error(error.message);
+  await new Promise((resolve) => setTimeout(resolve, 200));
+  return [];
+}
+
+for (const redis of [claims, words]) redis.on("error", complain); // it connects again by itself
+// A second Ctrl-C ends it at once.
+for (const signal of ["SIGTERM", "SIGINT"]) process.once(signal, () => (stopping = true));
 main();

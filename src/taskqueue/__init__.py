@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from taskqueue.core.task import Status
     from taskqueue.worker.app import App
     from taskqueue.worker.context import Context
+    from taskqueue.worker.entry import run_worker
     from taskqueue.worker.handle import Handle
+    from taskqueue.worker.runner import Worker, WorkerSettings
 
 __all__ = [
     "App",
@@ -51,6 +53,9 @@ __all__ = [
     "TaskQueueError",
     "TaskStatus",
     "WaitTimeout",
+    "Worker",
+    "WorkerSettings",
+    "run_worker",
 ]
 
 _PLACES = {
@@ -61,14 +66,22 @@ _PLACES = {
     "taskqueue.core.task": ("Status",),
     "taskqueue.worker.app": ("App",),
     "taskqueue.worker.context": ("Context",),
+    "taskqueue.worker.entry": ("run_worker",),
     "taskqueue.worker.handle": ("Handle",),
+    "taskqueue.worker.runner": ("Worker", "WorkerSettings"),
 }
 _PLACE_OF = {name: place for place, names in _PLACES.items() for name in names}
 
 
-def __getattr__(name: str) -> object:
-    # Imported when first asked for: `tq --version` and the broker need none of it.
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(_PLACE_OF.get(name, "taskqueue.core.errors"))
-    return getattr(module, name)
+if not TYPE_CHECKING:  # a type checker would take any name at all for one of ours
+
+    def __getattr__(name: str) -> object:
+        # Imported when first asked for: `tq --version` and the broker need none of it.
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module = importlib.import_module(_PLACE_OF.get(name, "taskqueue.core.errors"))
+        return getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return __all__

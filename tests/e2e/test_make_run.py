@@ -14,7 +14,11 @@ ROOT = Path(__file__).parent.parent.parent
 
 def test_make_run_runs_tq_dev() -> None:
     shown = subprocess.run(
-        ["make", "-n", "run"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["make", "--no-print-directory", "-n", "run"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert shown.stdout.splitlines()[-1].strip() == "exec .venv/bin/tq dev"
 

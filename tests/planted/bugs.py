@@ -143,20 +143,15 @@ def batch_poisoned_by_one_bad_command(patch: Patch) -> None:
 def checksum_skipped(patch: Patch) -> None:
     """Damaged payloads are handed out."""
 
+    class Agreeable(int):
+        def __ne__(self, other: object) -> bool:
+            return False
+
     class Trusting:
         @staticmethod
         def crc32(_data: bytes) -> int:
-            return Trusting.expected
+            return Agreeable(0)
 
-        expected = 0
-
-    real = transaction.Transaction._payloads
-
-    def payloads(self: Any, tasks: list[Task]) -> Any:
-        Trusting.expected = tasks[0].payload_crc if tasks else 0
-        return real(self, tasks)
-
-    patch.setattr(transaction.Transaction, "_payloads", payloads)
     patch.setattr(transaction, "zlib", Trusting)
 
 

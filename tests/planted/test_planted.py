@@ -9,7 +9,7 @@ import pytest
 from tests.planted import bugs
 from tests.planted.checks import first_failure
 from tests.unit.broker import test_ledger
-from tests.unit.storage import test_durability
+from tests.unit.storage import test_damage
 
 
 def test_without_a_bug_every_check_passes(tmp_path: Path) -> None:
@@ -34,7 +34,7 @@ def test_an_acknowledgement_before_the_commit_is_caught(monkeypatch: pytest.Monk
 
 
 def test_a_skipped_checksum_is_caught(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    check = test_durability.test_a_damaged_payload_is_never_handed_out
+    check = test_damage.test_a_damaged_payload_is_never_handed_out
     asyncio.run(check(tmp_path / "sound"))
     bugs.checksum_skipped(monkeypatch)
     with pytest.raises(AssertionError):

@@ -68,7 +68,7 @@ class NativeDoor:
 async def a_native_door(
     folder: Path, *, clock: Clock | None = None, settings: BrokerSettings | None = None
 ) -> AsyncIterator[NativeDoor]:
-    """A broker with its native door on a free port, on the machine's clock unless told otherwise."""
+    """A broker with its native door on a free port, on the machine's clock by default."""
     door = NativeDoor(folder, clock, settings)
     await door.start()
     try:
@@ -80,7 +80,7 @@ async def a_native_door(
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for something that tells nobody when it happens."""
     async with asyncio.timeout(PATIENCE):
-        while not condition():
+        while not condition():  # noqa: ASYNC110  there is no event to wait for
             await asyncio.sleep(0.002)
 
 

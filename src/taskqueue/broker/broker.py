@@ -171,6 +171,11 @@ class Broker:
         claim = Claim(request.worker_id, tuple(dict.fromkeys(request.task_types)), request.count)
         return self._claims.claim(claim, request.wait_ms / 1000)
 
+    def take_unheard(self, outcome: object) -> None:
+        """An outcome never reached its caller: tasks claimed for it go back at no cost."""
+        if isinstance(outcome, list):
+            self._claims.give_back(one for one in outcome if isinstance(one, ClaimedTask))
+
     def complete(self, request: m.CompleteRequest) -> asyncio.Future[Task]:
         """An attempt succeeded. Raises TaskNotFound, LeaseLost."""
         task_id = _known_form(request.task_id)

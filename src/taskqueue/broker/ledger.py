@@ -132,7 +132,6 @@ class Ledger:
             return
         self.is_writable = True
         self._metrics.committed(len(commands), (self._clock.steady() - batch.steady) / SECOND)
-        self.on_commit(batch, applied)
         for receiver, outcome in zip(receivers, applied.outcomes, strict=True):
             if receiver.done():
                 continue
@@ -140,6 +139,8 @@ class Ledger:
                 receiver.set_exception(outcome)
             else:
                 receiver.set_result(outcome)
+        # Afterwards: a claim of this batch may be parked by now and is to be woken like any other.
+        self.on_commit(batch, applied)
 
 
 def _refuse(receivers: list[Receiver], error: TaskQueueError) -> None:

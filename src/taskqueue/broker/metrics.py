@@ -32,9 +32,9 @@ class Histogram:
         self.total = 0.0
 
     def observe(self, value: float) -> None:
-        """Count one value."""
+        """Count one value; one below 0, as where a stall was forgiven meanwhile, as 0."""
         self.buckets[bisect_left(self.bounds, value)] += 1
-        self.total += value
+        self.total += max(0.0, value)
 
 
 class Metrics:

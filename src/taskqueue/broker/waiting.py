@@ -8,7 +8,7 @@ that became claimable in other ways wake the claims that want them.
 import asyncio
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from taskqueue.broker.ledger import Ledger, Receiver
@@ -115,7 +115,9 @@ class ClaimRoom:
     def give_back(self, claimed: Iterable[ClaimedTask]) -> None:
         """Release what was claimed for a caller that has gone; it costs no retry."""
         for one in claimed:
-            self._ledger.record(Release(one.task.id, one.task.token)).add_done_callback(_unheeded)
+            with suppress(BrokerUnavailable):  # then its lease brings it back
+                word = self._ledger.record(Release(one.task.id, one.task.token))
+                word.add_done_callback(_unheeded)
 
     def close(self) -> None:
         """Answer every parked claim with no task, and let none wait from now on."""

@@ -1,9 +1,9 @@
 """The asyncio client."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -12,7 +12,7 @@ from taskqueue.client.connection import Answer, Connection, ConnectionLost
 from taskqueue.client.errors import TaskFailed, WaitTimeout
 from taskqueue.client.link import Backoff, Link
 from taskqueue.client.task import Task, TaskPage, TaskStatus, as_fields
-from taskqueue.core.errors import BrokerUnavailable, OutcomeUnknown
+from taskqueue.core.errors import BrokerUnavailable, OutcomeUnknown, TaskQueueError
 from taskqueue.core.ids import new_task_id
 from taskqueue.core.task import TERMINAL, Status
 from taskqueue.wire.messages import HealthReply, StatsReply
@@ -20,6 +20,13 @@ from taskqueue.wire.messages import HealthReply, StatsReply
 # Waiting with a time-out as an argument is the documented interface, alike for both clients.
 LONGEST_WAIT_SLICE: Final = 10.0
 """Seconds one wait holds a connection; more waiters than connections take turns."""
+
+ANSWER_SECONDS: Final = 5.0
+"""How much longer than asked for a wait may take because the answer does not come."""
+
+MOST_PIPELINED: Final = 500
+LARGEST_PIPELINED: Final = 1024 * 1024
+"""Tasks, and bytes of payload, that `submit_many` sends before it waits for the answers."""
 
 
 class AsyncClient:
@@ -35,6 +42,7 @@ class AsyncClient:
     ) -> None:
         self._address = broker_address(url, api_key)
         self._timeout = timeout
+        self._grace = min(timeout, ANSWER_SECONDS)
         self._link: Link | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -50,10 +58,11 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Hang up."""
-        if self._link is not None:
+        """Hang up; calls under way fail."""
+        # In a forked process, or on another loop, the connections are somebody else's to close.
+        if self._link is not None and self._loop is asyncio.get_running_loop():
             self._link.close()
-            self._link = None
+        self._link = None
 
     async def submit_task(self, task: Task) -> str:
         """Submit a task and return its id once it is durable.
@@ -69,9 +78,20 @@ class AsyncClient:
         """Submit tasks together, pipelined; their ids in the same order.
 
         The first one that is refused raises its error; the others are submitted all the same.
+        To repeat a call that failed, give the tasks ids of your own.
         """
         commands = [task.command(task.task_id or new_task_id()) for task in tasks]
-        return [answer.decode() for answer in await self._call_all(commands)]
+        ids: list[str] = []
+        refusals: list[TaskQueueError] = []
+        for some in _slices(commands):
+            for answer in await self._call_all(some):
+                if isinstance(answer, TaskQueueError):
+                    refusals.append(answer)
+                else:
+                    ids.append(answer.decode())
+        if refusals:
+            raise refusals[0]
+        return ids
 
     async def get_status(self, task_id: str) -> TaskStatus:
         """How a task stands. Raises TaskNotFound."""
@@ -104,7 +124,7 @@ class AsyncClient:
                 status = await self._wait(task_id, ends_at)
             except (BrokerUnavailable, ConnectionLost) as error:
                 if is_over:
-                    raise _unavailable(error) from error
+                    raise _unavailable(error, is_in_doubt=False) from error
                 await asyncio.sleep(min(backoff.next_pause(), max(0.0, ends_at - loop.time())))
                 continue
             if status.status in TERMINAL:
@@ -149,18 +169,24 @@ class AsyncClient:
         """Whether the broker can do its work."""
         return msgspec.convert(as_fields(await self._call(b"TQ.HEALTH")), HealthReply)
 
-    async def _call(self, *words: bytes) -> Answer:
+    async def _call(self, *words: bytes, ends_at: float | None = None) -> Answer:
         """The answer to a command that may be repeated, which it is within the time-out."""
-        [answer] = await self._call_all([words])
+        [answer] = await self._call_all([words], ends_at)
+        if isinstance(answer, TaskQueueError):
+            raise answer
         return answer
 
-    async def _call_all(self, commands: list[Any]) -> list[Answer]:
-        if not commands:
-            return []
+    async def _call_all(
+        self, commands: Sequence[Sequence[bytes]], ends_at: float | None = None
+    ) -> list[Answer]:
+        """The answers to commands that may be repeated; a refusal is one, as the error it is."""
         loop = asyncio.get_running_loop()
-        ends_at = loop.time() + self._timeout
+        ends_at = loop.time() + self._timeout if ends_at is None else ends_at
         backoff = Backoff()
+        # Once sent and not answered it stays in doubt, whatever becomes of a later try.
+        is_in_doubt = False
         while True:
+            connection: Connection | None = None
             try:
                 async with asyncio.timeout_at(ends_at):
                     connection = await self._current_link().shared()
@@ -168,14 +194,19 @@ class AsyncClient:
                     await asyncio.wait(futures)
                     return _answers(futures)
             except TimeoutError:
-                raise OutcomeUnknown(
-                    f"the broker at {self._address} has not answered in {self._timeout:g} s"
-                ) from None
+                raise self._not_answered(is_in_doubt or connection is not None) from None
             except (BrokerUnavailable, ConnectionLost) as error:
-                pause = getattr(error, "retry_after", None) or backoff.next_pause()
+                is_in_doubt |= isinstance(error, ConnectionLost | OutcomeUnknown)
+                pause = error.retry_after if isinstance(error, BrokerUnavailable) else None
+                pause = pause or backoff.next_pause()
                 if loop.time() + pause >= ends_at:
-                    raise _unavailable(error) from error
+                    raise _unavailable(error, is_in_doubt=is_in_doubt) from error
                 await asyncio.sleep(pause)
+
+    def _not_answered(self, is_in_doubt: bool) -> BrokerUnavailable:
+        if not is_in_doubt:
+            return BrokerUnavailable(f"the broker at {self._address} could not be reached in time")
+        return OutcomeUnknown(f"the broker at {self._address} has not answered in time")
 
     async def _call_once(self, *words: bytes) -> Answer:
         """The answer to a command whose repeat would be answered differently."""
@@ -212,12 +243,13 @@ class AsyncClient:
                 self._current_link().blocking() as connection,
             ):
                 seconds = min(LONGEST_WAIT_SLICE, max(0.0, ends_at - loop.time()))
-                patience.reschedule(loop.time() + seconds + self._timeout)
+                patience.reschedule(loop.time() + seconds + self._grace)
                 milliseconds = b"%d" % round(seconds * 1000)
                 return _status(await connection.send(b"TQ.WAIT", task_id.encode(), milliseconds))
         except TimeoutError:
             # No connection was free to wait on, or it fell silent: at least ask how it stands.
-            return await self.get_status(task_id)
+            asked_until = max(ends_at, loop.time() + self._grace)
+            return _status(await self._call(b"TQ.GET", task_id.encode(), ends_at=asked_until))
 
     def _current_link(self) -> Link:
         loop = asyncio.get_running_loop()
@@ -231,18 +263,30 @@ def _status(answer: Answer) -> TaskStatus:
     return msgspec.convert(as_fields(answer), TaskStatus)
 
 
+def _slices(commands: list[list[bytes]]) -> Iterator[list[list[bytes]]]:
+    """The commands in slices that are neither many nor large."""
+    some: list[list[bytes]] = []
+    size = 0
+    for command in commands:
+        size += len(command[2])
+        some.append(command)
+        if len(some) == MOST_PIPELINED or size >= LARGEST_PIPELINED:
+            yield some
+            some, size = [], 0
+    if some:
+        yield some
+
+
 def _answers(futures: list[asyncio.Future[Answer]]) -> list[Answer]:
-    """What came of commands sent together; one to repeat goes before one that was refused."""
-    errors = [error for future in futures if (error := future.exception()) is not None]
-    for error in errors:
-        if isinstance(error, BrokerUnavailable | ConnectionLost):
-            raise error
-    if errors:
-        raise errors[0]
-    return [future.result() for future in futures]
+    """What came of commands sent together. Raises what asks for a repeat."""
+    answers = [future.exception() or future.result() for future in futures]
+    for answer in answers:
+        if isinstance(answer, BrokerUnavailable | ConnectionLost):
+            raise answer
+    return answers
 
 
-def _unavailable(error: Exception) -> BrokerUnavailable:
-    if isinstance(error, BrokerUnavailable):
+def _unavailable(error: Exception, *, is_in_doubt: bool) -> BrokerUnavailable:
+    if isinstance(error, BrokerUnavailable) and not is_in_doubt:
         return error
     return OutcomeUnknown(f"{error}; the outcome is unknown, repeat with the same id")

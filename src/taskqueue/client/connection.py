@@ -1,6 +1,7 @@
 """One connection to a broker: commands go out pipelined, answers come back in order."""
 
 import asyncio
+import socket
 from collections import deque
 from typing import Any, Final, cast
 
@@ -11,6 +12,14 @@ from taskqueue.client.errors import remote_error
 from taskqueue.wire import resp
 
 CONNECT_SECONDS: Final = 10.0
+
+SILENCE_SECONDS: Final = 30.0
+"""A connection on which an answer is due and nothing has come for so long is given up."""
+
+UNACKNOWLEDGED_SECONDS: Final = 10
+"""The same for bytes that the other machine has not even acknowledged: the way there is cut."""
+
+_NOTHING_YET: Final = object()
 
 Answer = Any
 """What RESP3 can carry: bytes, int, float, bool, None, lists and dicts of them."""
@@ -26,10 +35,14 @@ class Connection(asyncio.Protocol):
     def __init__(self) -> None:
         self.is_open = False
         self._loop = asyncio.get_running_loop()
-        self._reader = hiredis.Reader()
+        # Told apart from every answer: RESP3's `false` is one.
+        self._reader = hiredis.Reader(notEnoughData=_NOTHING_YET)
         self._waiting: deque[asyncio.Future[Answer]] = deque()
         self._outgoing: list[bytes] = []
         self._transport: asyncio.Transport | None = None
+        self._has_room = asyncio.Event()
+        self._heard_at = 0.0
+        self._silence_timer: asyncio.TimerHandle | None = None
 
     @classmethod
     async def connect(cls, address: BrokerAddress) -> "Connection":
@@ -38,10 +51,7 @@ class Connection(asyncio.Protocol):
         async with asyncio.timeout(CONNECT_SECONDS):
             _, connection = await loop.create_connection(cls, address.host, address.port)
             try:
-                hello = [b"HELLO", b"3"]
-                if address.key is not None:
-                    hello += [b"AUTH", b"default", address.key.encode()]
-                await connection.send(*hello)
+                await connection.send(*greeting(address))
             except BaseException:
                 connection.close()
                 raise
@@ -49,20 +59,31 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        notice_cuts(transport.get_extra_info("socket"))
+        self._has_room.set()
         self.is_open = True
 
     def data_received(self, data: bytes) -> None:
+        self._heard_at = self._loop.time()
         try:
             self._reader.feed(data)
-            while (answer := self._reader.gets()) is not False:
+            while (answer := self._reader.gets()) is not _NOTHING_YET:
                 self._settle(answer)
         except hiredis.ProtocolError as error:
-            self._fail(ConnectionLost(f"the answer is not RESP: {error}"))
-            self.close()
+            self._give_up(f"the answer is not RESP: {error}")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.is_open = False
-        self._fail(ConnectionLost(f"the broker hung up: {exc or 'end of stream'}"))
+        self._give_up(f"the broker hung up: {exc or 'end of stream'}")
+
+    def pause_writing(self) -> None:
+        self._has_room.clear()
+
+    def resume_writing(self) -> None:
+        self._has_room.set()
+
+    async def wait_for_room(self) -> None:
+        """Wait while the broker takes bytes more slowly than they are sent."""
+        await self._has_room.wait()
 
     def send(self, *words: bytes) -> asyncio.Future[Answer]:
         """Send a command; the future has its answer, or the error it was answered with.
@@ -72,7 +93,12 @@ class Connection(asyncio.Protocol):
         future: asyncio.Future[Answer] = self._loop.create_future()
         if not self.is_open:
             future.set_exception(ConnectionLost("the connection is closed"))
+            future.exception()  # whoever asked may not come back for it
             return future
+        if not self._waiting:
+            self._heard_at = self._loop.time()
+            if self._silence_timer is None:
+                self._listen_for(SILENCE_SECONDS)
         if not self._outgoing:
             self._loop.call_soon(self._flush)
         self._outgoing.append(resp.command(*words))
@@ -81,9 +107,13 @@ class Connection(asyncio.Protocol):
 
     def close(self) -> None:
         """Hang up; what is unanswered fails."""
-        self.is_open = False
-        if self._transport is not None:
-            self._transport.abort()
+        self._give_up("the connection is closed")
+
+    def send_no_more(self) -> None:
+        """Tell the broker that no command follows: one that blocks is answered at once."""
+        if self._transport is not None and self.is_open:
+            self._flush()
+            self._transport.write_eof()
 
     def _flush(self) -> None:
         data = b"".join(self._outgoing)
@@ -92,6 +122,9 @@ class Connection(asyncio.Protocol):
             self._transport.write(data)
 
     def _settle(self, answer: Answer) -> None:
+        if not self._waiting:
+            self._give_up(f"the broker hung up: {answer}")  # it says why before it does
+            return
         future = self._waiting.popleft()
         if future.done():
             return
@@ -101,9 +134,48 @@ class Connection(asyncio.Protocol):
         else:
             future.set_result(answer)
 
-    def _fail(self, error: Exception) -> None:
+    def _listen_for(self, seconds: float) -> None:
+        self._silence_timer = self._loop.call_later(seconds, self._check_silence)
+
+    def _check_silence(self) -> None:
+        self._silence_timer = None
+        if not self._waiting:
+            return
+        left = self._heard_at + SILENCE_SECONDS - self._loop.time()
+        if left > 0:
+            self._listen_for(left)
+        else:
+            self._give_up(f"the broker has been silent for {SILENCE_SECONDS:g} s")
+
+    def _give_up(self, why: str) -> None:
+        self.is_open = False
+        self._has_room.set()
+        if self._silence_timer is not None:
+            self._silence_timer.cancel()
+        if self._transport is not None:
+            self._transport.abort()
         while self._waiting:
             future = self._waiting.popleft()
             if not future.done():
-                future.set_exception(error)
+                future.set_exception(ConnectionLost(why))
                 future.exception()  # whoever still waits sees it; nobody else need hear of it
+
+
+def greeting(address: BrokerAddress) -> list[bytes]:
+    """The command that opens every connection."""
+    hello = [b"HELLO", b"3"]
+    return hello if address.key is None else [*hello, b"AUTH", b"default", address.key.encode()]
+
+
+def notice_cuts(connection: socket.socket) -> None:
+    """Have the system find out that the other end cannot be reached any more."""
+    for option, value in (
+        ("TCP_NODELAY", 1),
+        ("TCP_KEEPIDLE", UNACKNOWLEDGED_SECONDS),
+        ("TCP_KEEPINTVL", 5),
+        ("TCP_KEEPCNT", 3),
+        ("TCP_USER_TIMEOUT", UNACKNOWLEDGED_SECONDS * 1000),
+    ):
+        if hasattr(socket, option):  # not every system has all of them
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -1,6 +1,6 @@
 """What can go wrong at a client besides the broker's own errors."""
 
-from taskqueue.core.errors import ERRORS_BY_CODE, TaskQueueError
+from taskqueue.core.errors import ERRORS_BY_CODE, BrokerUnavailable, TaskQueueError
 from taskqueue.core.task import Status
 
 
@@ -32,6 +32,8 @@ class WaitTimeout(TaskQueueError, TimeoutError):
 def remote_error(line: str) -> TaskQueueError:
     """The error that a broker's answer stands for: a code, then a message."""
     code, _, message = line.partition(" ")
+    if message.startswith("max number of clients"):  # how Redis, too, says that it is full
+        return BrokerUnavailable(message)
     known = ERRORS_BY_CODE.get(code)
     if known is None:
         return TaskQueueError(line)

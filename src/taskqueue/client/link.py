@@ -38,21 +38,26 @@ class Link:
         self._connecting: asyncio.Lock = asyncio.Lock()
         self._blocking_slots = asyncio.Semaphore(MOST_BLOCKING)
         self._idle: list[Connection] = []
+        self._busy: set[Connection] = set()
+        self._is_closed = False
 
     async def shared(self) -> Connection:
         """The pipelined connection, opened anew if need be. Raises BrokerUnavailable."""
-        if self._shared is not None and self._shared.is_open:
-            return self._shared
-        async with self._connecting:
-            if self._shared is None or not self._shared.is_open:
-                self._shared = await self.open()
-        return self._shared
+        shared = self._shared
+        if shared is None or not shared.is_open:
+            async with self._connecting:
+                if self._shared is None or not self._shared.is_open:
+                    self._shared = await self.open()
+                shared = self._shared
+        await shared.wait_for_room()
+        return shared
 
     @asynccontextmanager
     async def blocking(self) -> AsyncGenerator[Connection, None]:
         """A connection for one command that may block, kept for the next one if it ends well."""
         async with self._blocking_slots:
-            connection = self._idle.pop() if self._idle else await self.open()
+            connection = self._pop_idle() or await self.open()
+            self._busy.add(connection)
             try:
                 yield connection
             except TaskQueueError:
@@ -61,7 +66,10 @@ class Link:
             except BaseException:
                 connection.close()  # its answer may still come, and must not be the next one's
                 raise
-            self._keep(connection)
+            else:
+                self._keep(connection)
+            finally:
+                self._busy.discard(connection)
 
     async def open(self) -> Connection:
         """A new connection. Raises BrokerUnavailable."""
@@ -73,11 +81,21 @@ class Link:
 
     def close(self) -> None:
         """Hang up everywhere."""
+        self._is_closed = True
+        for connection in (*self._idle, *self._busy):
+            connection.close()
+        self._idle.clear()
         if self._shared is not None:
             self._shared.close()
+
+    def _pop_idle(self) -> Connection | None:
+        # A broker that has been restarted has closed them all.
         while self._idle:
-            self._idle.pop().close()
+            connection = self._idle.pop()
+            if connection.is_open:
+                return connection
+        return None
 
     def _keep(self, connection: Connection) -> None:
-        if connection.is_open:
+        if connection.is_open and not self._is_closed:
             self._idle.append(connection)

@@ -23,9 +23,18 @@ class LoopThread:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pid = 0
 
+    @property
+    def is_running(self) -> bool:
+        """Whether there is a thread, of this very process."""
+        return self._loop is not None and self._pid == os.getpid()
+
     def run(self, work: Coroutine[Any, Any, Value]) -> Value:
         """Run a coroutine there and wait for what it comes to."""
-        return asyncio.run_coroutine_threadsafe(work, self._running_loop()).result()
+        future = asyncio.run_coroutine_threadsafe(work, self._running_loop())
+        try:
+            return future.result()
+        finally:
+            future.cancel()  # Ctrl-C while waiting: nobody wants the answer any more
 
     def stop(self) -> None:
         """End the thread."""
@@ -35,6 +44,8 @@ class LoopThread:
             loop.call_soon_threadsafe(loop.stop)
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
+        if self._loop is not None and self._pid == os.getpid():
+            return self._loop
         with self._lock:
             # A forked child has the loop, but not the thread that ran it.
             if self._loop is None or self._pid != os.getpid():
@@ -69,9 +80,10 @@ class SyncClient:
         self.close()
 
     def close(self) -> None:
-        """Hang up."""
-        self._thread.run(self._client.close())
-        self._thread.stop()
+        """Hang up; calls under way fail."""
+        if self._thread.is_running:
+            self._thread.run(self._client.close())
+            self._thread.stop()
 
     def submit_task(self, task: Task) -> str:
         """See AsyncClient.submit_task."""
@@ -79,7 +91,8 @@ class SyncClient:
 
     def submit_many(self, tasks: Iterable[Task]) -> list[str]:
         """See AsyncClient.submit_many."""
-        return self._thread.run(self._client.submit_many(tasks))
+        # A generator is run in the thread that made it, not in the client's.
+        return self._thread.run(self._client.submit_many(list(tasks)))
 
     def get_status(self, task_id: str) -> TaskStatus:
         """See AsyncClient.get_status."""

@@ -86,7 +86,9 @@ class Task(Struct, frozen=True):
                 field="payload",
             )
         if self.delay is not None and self.schedule_at is not None:
-            raise InvalidRequest("delay cannot go with schedule_at; give one of them", field="delay")
+            raise InvalidRequest(
+                "delay cannot go with schedule_at; give one of them", field="delay"
+            )
         try:
             asked = msgspec.convert(
                 {

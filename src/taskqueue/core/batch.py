@@ -31,8 +31,9 @@ class Applied(Struct, frozen=True):
     """What a batch came to, told once it is durable.
 
     `outcomes` has one entry per command, in order. `moved` lists each change of a task, in order.
-    `ready` counts by type the tasks that the batch left newly claimable. `next_due` is the
-    earliest `run_at` among the tasks it left waiting. `pending` is the depth of the queue.
+    `ready` counts by type the tasks that the batch left newly claimable, and those that a claim
+    was denied only for the size of the batch. `next_due` is the earliest `run_at` among the tasks
+    it left waiting. `pending` is the depth of the queue.
     """
 
     outcomes: list[Outcome | TaskQueueError]
@@ -75,7 +76,8 @@ class Tally(Struct):
         self.entered[key] += 1
         if after.last_event is Event.COMPLETE:
             self.minute.completed += 1
-            self.minute.busy += steady - (after.claimed_at or steady)
+            # Negative where a stall was forgiven, or the clock set, since the claim.
+            self.minute.busy += max(0, steady - (after.claimed_at or steady))
         elif after.last_event in (Event.FAIL, Event.LOSE, Event.TIME_OUT):
             self.minute.failed += 1
 

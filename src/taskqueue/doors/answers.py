@@ -1,7 +1,7 @@
 """What operations came to, as the native door says it."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from taskqueue.broker.operations import Operation
@@ -14,24 +14,29 @@ Reply = Callable[[Any, bool], bytes]
 
 
 class Pending:
-    """An answer that is still to come."""
+    """An answer that is still to come: `reply` writes it once `future` is done."""
 
-    __slots__ = ("blocks", "future", "is_read", "reply")
+    __slots__ = ("blocks", "future", "is_read", "reply", "resp3")
 
-    def __init__(
-        self, future: asyncio.Future[Any], reply: Reply, *, blocks: bool, is_read: bool
-    ) -> None:
-        self.future = future
+    def __init__(self, outcome: Awaitable[Any], reply: Reply, *, blocks: bool, resp3: bool) -> None:
+        self.is_read = not isinstance(outcome, asyncio.Future)
+        """Whether it reads from the storage, as all do that are not one command to the ledger."""
+        self.future = asyncio.ensure_future(outcome)
         self.reply = reply
         self.blocks = blocks
-        self.is_read = is_read
+        self.resp3 = resp3
 
-    def drop(self) -> None:
-        """Nobody wants it any more."""
+    def take(self) -> bytes:
+        """The answer. Raises what the operation raised."""
+        return self.reply(self.future.result(), self.resp3)
+
+    def drop(self) -> Any:
+        """Nobody hears it any more: end what is under way, return an outcome that was ready."""
         if not self.future.done():
             self.future.cancel()
-        elif not self.future.cancelled():
-            self.future.exception()  # or it would be reported as never looked at
+        elif not self.future.cancelled() and self.future.exception() is None:
+            return self.future.result()
+        return None
 
 
 def reply_of(operation: Operation) -> Reply:

@@ -34,6 +34,7 @@ class Rest(NamedTuple):
 
     name: str
     read: Callable[[Words, str], Any]
+    usage: str
     keyword: bytes | None = None
 
 
@@ -51,9 +52,14 @@ class Grammar(NamedTuple):
         parts = [str(self.operation.native), *(field.name for field in self.fixed)]
         parts += [f"[{keyword.decode()} {field.name}]" for keyword, field in self.options.items()]
         if self.rest is not None:
-            keyword = f"{self.rest.keyword.decode()} " if self.rest.keyword else ""
-            parts.append(f"{keyword}{self.rest.name} …")
+            parts.append(self.rest.usage)
         return " ".join(parts)
+
+    @property
+    def arity(self) -> int:
+        """How many words it has with its name; negative if that is only the least."""
+        least = 1 + len(self.fixed)
+        return -least if self.options or self.rest is not None else least
 
     def request(self, words: Words) -> Any:
         """The request that the words after the command's name stand for.
@@ -192,7 +198,7 @@ GRAMMARS: Final = {
             BY_NAME["claim"],
             (Field("worker_id", _text),),
             {b"COUNT": Field("count", _integer), b"BLOCK": Field("wait_ms", _integer)},
-            rest=Rest("task_types", _texts, b"TYPES"),
+            rest=Rest("task_types", _texts, "TYPES task_type [task_type …]", b"TYPES"),
         ),
         Grammar(BY_NAME["complete"], (_TASK_ID, _TOKEN), {b"RESULT": Field("result", _bytes)}),
         Grammar(
@@ -211,7 +217,12 @@ GRAMMARS: Final = {
             {b"NOTE": Field("note", _text)},
         ),
         Grammar(BY_NAME["release"], (_TASK_ID, _TOKEN), {}),
-        Grammar(BY_NAME["beat"], (Field("worker_id", _text),), {}, rest=Rest("held", _claims)),
+        Grammar(
+            BY_NAME["beat"],
+            (Field("worker_id", _text),),
+            {},
+            rest=Rest("held", _claims, "[task_id token …]"),
+        ),
         Grammar(BY_NAME["leave"], (Field("worker_id", _text),), {}),
     )
     if grammar.operation.native is not None

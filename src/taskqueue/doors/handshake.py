@@ -42,13 +42,16 @@ def hello(session: Session, words: list[bytes]) -> bytes:
     """HELLO [2|3 [AUTH user key] [SETNAME name]]"""
     if len(words) > 1 and words[1] not in (b"2", b"3"):
         return resp.error("NOPROTO", "unsupported protocol version; this broker speaks 2 and 3")
-    options = words[2:]
-    if len(options) >= 3 and options[0].upper() == b"AUTH":
-        options = options[3:]  # while no keys exist, any key will do
-    if len(options) == 2 and options[0].upper() == b"SETNAME":
-        session.name = options[1]
-    elif options:
-        return resp.error("ERR", "syntax error in HELLO")
+    options, name = words[2:], session.name
+    while options:
+        keyword = options[0].upper()
+        if keyword == b"AUTH" and len(options) >= 3:
+            options = options[3:]  # while no keys exist, any key will do
+        elif keyword == b"SETNAME" and len(options) >= 2:
+            name, options = options[1], options[2:]
+        else:
+            return resp.error("ERR", "syntax error in HELLO")
+    session.name = name
     if len(words) > 1:
         session.resp3 = words[1] == b"3"
     facts: dict[str, object] = {
@@ -95,11 +98,7 @@ def command(session: Session, words: list[bytes]) -> bytes:
             docs = {name.decode().lower(): _document(name) for name in wanted if name in names}
             return resp.encode(docs, resp3=session.resp3)
         case [] | [b"INFO"]:
-            # name, arity, flags, first key, last key, step, categories, tips, keys, subcommands
-            infos = [
-                [name.decode().lower(), -1, [], 0, 0, 0, [], [], [], []] if name in names else None
-                for name in wanted
-            ]
+            infos = [_describe(name) if name in names else None for name in wanted]
             return resp.encode(infos, resp3=session.resp3)
         case _:
             return resp.error("ERR", "unknown COMMAND subcommand; try COUNT, DOCS, INFO")
@@ -126,6 +125,13 @@ def leave(session: Session, _words: list[bytes]) -> bytes:
     """QUIT"""
     session.is_over = True
     return resp.OK
+
+
+def _describe(name: bytes) -> list[object]:
+    # name, arity, flags, first key, last key, step, categories, tips, keys, subcommands
+    grammar = GRAMMARS.get(name)
+    arity = -1 if grammar is None else grammar.arity
+    return [name.decode().lower(), arity, [], 0, 0, 0, [], [], [], []]
 
 
 def _document(name: bytes) -> dict[str, str]:

@@ -104,7 +104,7 @@ class Connection(asyncio.Protocol):
         self._inbox.clear()
         for answer in self._answers:
             if isinstance(answer, Pending):
-                answer.drop()
+                self._door.broker.take_unheard(answer.drop())
         self._answers.clear()
         self._let_go()
 
@@ -222,11 +222,11 @@ class Connection(asyncio.Protocol):
         self._door.commands += 1
         operation = grammar.operation
         outcome = operation.run(self._door.broker, request)
-        is_read = not isinstance(outcome, asyncio.Future)
-        future = asyncio.ensure_future(outcome)
-        self._reads += is_read
+        reply = reply_of(operation)
+        answer = Pending(outcome, reply, blocks=blocks, resp3=self._session.resp3)
+        self._reads += answer.is_read
         self._is_blocked = blocks
-        self._answers.append(Pending(future, reply_of(operation), blocks=blocks, is_read=is_read))
+        self._answers.append(answer)
 
     def _head_is_done(self, future: asyncio.Future[Any]) -> None:
         if self._awaited is future:
@@ -269,7 +269,7 @@ class Connection(asyncio.Protocol):
             self._is_blocked = False
         self._reads -= answer.is_read
         try:
-            return answer.reply(answer.future.result(), self._session.resp3)
+            return answer.take()
         except TaskQueueError as error:
             return resp.error(error.code, error.message)
         except asyncio.CancelledError:

@@ -20,6 +20,7 @@ LARGEST_WORD: Final = 11 * 1024 * 1024
 
 LARGEST_FRAME: Final = 12 * 1024 * 1024
 LONGEST_LINE: Final = 64 * 1024
+LEAST_PIECE: Final = 16 * 1024
 LONGEST_HEADER: Final = 16
 
 LARGEST_SPLIT: Final = 256 * 1024
@@ -55,7 +56,9 @@ class RequestReader:
     def __init__(self) -> None:
         self.fault: ProtocolError | None = None
         """Why nothing more can be read; the commands before it are good."""
+        # What is held of a command: pieces, none of them small, and what has come since.
         self._pieces: list[bytes] = []
+        self._latest = bytearray()
         self._held = 0
         self._needed = 0
         # Of the command that has arrived in part: its words, how many are to come, their bytes
@@ -74,21 +77,34 @@ class RequestReader:
         """The commands that are complete with `data`, up to a fault if there is one."""
         if self.fault is not None:
             return []
-        self._pieces.append(data)
-        self._held += len(data)
-        if self._held < self._needed:
-            return []
-        buffer = data if len(self._pieces) == 1 else b"".join(self._pieces)
+        if self._held:
+            self._keep(data)
+            if self._held < self._needed:
+                return []
+            data = b"".join([*self._pieces, self._latest])
         commands: list[list[bytes]] = []
         self._needed = 0
         try:
-            rest = buffer[self._cut(buffer, commands) :]
+            rest = data[self._cut(data, commands) :]
         except ProtocolError as error:
             self.fault, rest = error, b""
             self._words, self._missing, self._announced, self._size = [], 0, 0, -1
-        self._pieces = [rest] if rest else []
-        self._held = len(rest)
+        self._pieces, self._latest, self._held = [], bytearray(), 0
+        self._keep(rest)
         return commands
+
+    def _keep(self, data: bytes) -> None:
+        self._held += len(data)
+        if len(data) < LEAST_PIECE:
+            # Many small pieces apart would take many times what they hold.
+            self._latest += data
+            if len(self._latest) < LEAST_PIECE:
+                return
+            data = bytes(self._latest)
+        elif self._latest:
+            self._pieces.append(bytes(self._latest))
+        self._latest.clear()
+        self._pieces.append(data)
 
     def _cut(self, buffer: bytes, commands: list[list[bytes]]) -> int:
         """Add the commands in `buffer`, return where what is left of it begins."""
@@ -153,10 +169,10 @@ class RequestReader:
         return int(number)
 
     def _want_header(self, buffer: bytes, position: int, complaint: str) -> None:
-        if len(buffer) - position >= LONGEST_HEADER:
-            raise ProtocolError(complaint)
         if self._missing and position < len(buffer) and buffer[position] != _BULK:
             raise _unexpected(buffer[position])
+        if len(buffer) - position >= LONGEST_HEADER:
+            raise ProtocolError(complaint)
         self._needed = len(buffer) - position + 1
 
     def _read_line(self, buffer: bytes, position: int, commands: list[list[bytes]]) -> int:

@@ -2,11 +2,13 @@
 
 import asyncio
 import functools
+import os
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Executor
 from enum import Enum, auto
-from typing import Any
+from types import TracebackType
+from typing import Any, Final
 
 import msgspec
 
@@ -15,6 +17,9 @@ from taskqueue.wire.messages import LARGEST_PAYLOAD
 from taskqueue.worker.app import RawHandler
 from taskqueue.worker.context import Claim, Context
 from taskqueue.worker.handler import TaskHandler
+
+FORKED_EXIT: Final = 70
+"""Exit code of a process that a handler forked and did not end."""
 
 Handler = TaskHandler[Any, Any] | RawHandler
 
@@ -40,12 +45,17 @@ class Attempt:
         self.timer: asyncio.TimerHandle | None = None
         self.thread: asyncio.Future[Any] | None = None
 
-    def stop(self, ending: Ending) -> None:
-        """Stop the handler; one in a thread goes on, but nobody waits for it any more."""
-        if self.ending is None and self.task is not None and not self.task.done():
-            self.ending = ending
-            if self.has_started:
-                self.task.cancel()
+    def stop(self, ending: Ending) -> bool:
+        """Stop the handler if it runs; one in a thread goes on, but nobody waits for it any more.
+
+        Whether there was something to stop.
+        """
+        if self.ending is not None or self.task is None or self.task.done():
+            return False
+        self.ending = ending
+        if self.has_started:
+            self.task.cancel()
+        return True
 
     async def run(
         self, handler: Handler, context: Context, threads: Executor
@@ -59,6 +69,8 @@ class Attempt:
             return self._stopped()
         try:
             result = await self._result(handler, context, threads)
+            if self.ending is not None:
+                return self._stopped()  # it has not let itself be stopped, but it has been given up
             if len(result) > LARGEST_PAYLOAD:
                 raise PayloadTooLarge(
                     f"the result must be at most {LARGEST_PAYLOAD} bytes, got {len(result)}"
@@ -93,7 +105,11 @@ class Attempt:
 
     async def _call(self, handler: Handler, threads: Executor, /, *args: Any, **kwargs: Any) -> Any:
         if handler.is_async:
-            return await handler.function(*args, **kwargs)
+            process = os.getpid()
+            try:
+                return await handler.function(*args, **kwargs)
+            finally:
+                _end_forked(process)
         work = functools.partial(_contained, handler.function, *args, **kwargs)
         self.thread = asyncio.get_running_loop().run_in_executor(threads, work)
         result, error = await asyncio.shield(self.thread)
@@ -114,11 +130,12 @@ class Attempt:
     def _failed(self, error: BaseException) -> list[bytes]:
         try:
             message = str(error)
-        except Exception:  # noqa: BLE001  an error that cannot even be shown is still an error
+        except BaseException:  # noqa: BLE001  an error that cannot even be shown is still an error
             message = "its message could not be made"
+        error.__traceback__ = _handlers_part(error.__traceback__)
         # With its causes: what went wrong is often said there.
         text = "".join(traceback.format_exception(error))
-        return self._fail(type(error).__name__.encode(), message, text)
+        return self._fail(_clipped(type(error).__name__), message, text)
 
     def _fail(self, kind: bytes, message: str, text: str) -> list[bytes]:
         words = [b"TQ.FAIL", *self._names(), _clipped(message), b"KIND", kind]
@@ -132,10 +149,26 @@ def _contained(
     function: Callable[..., Any], *args: Any, **kwargs: Any
 ) -> tuple[Any, BaseException | None]:
     # A thread's SystemExit or StopIteration would not come through a future as it is.
+    process = os.getpid()
     try:
         return function(*args, **kwargs), None
     except BaseException as error:  # noqa: BLE001  handed on to `run`
         return None, error
+    finally:
+        _end_forked(process)
+
+
+def _end_forked(process: int) -> None:
+    """End a process that a handler has forked and let come back: its sockets are the worker's."""
+    if os.getpid() != process:
+        os._exit(FORKED_EXIT)
+
+
+def _handlers_part(frames: TracebackType | None) -> TracebackType | None:
+    """A traceback without the worker's own frames at its top."""
+    while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
+        frames = frames.tb_next
+    return frames
 
 
 def _clipped(text: str) -> bytes:

@@ -1,5 +1,7 @@
 """The clients of an app, made when they are first needed."""
 
+import threading
+
 from taskqueue.client.aio import AsyncClient
 from taskqueue.client.sync import SyncClient
 
@@ -12,6 +14,7 @@ class Clients:
         self.api_key = api_key
         self._aio: AsyncClient | None = None
         self._sync: SyncClient | None = None
+        self._lock = threading.Lock()
 
     def aio(self) -> AsyncClient:
         """The client for coroutines."""
@@ -21,9 +24,10 @@ class Clients:
 
     def sync(self) -> SyncClient:
         """The client for other code."""
-        if self._sync is None:
-            self._sync = SyncClient(self.url, api_key=self.api_key)
-        return self._sync
+        with self._lock:  # handlers in several threads may be the first to ask
+            if self._sync is None:
+                self._sync = SyncClient(self.url, api_key=self.api_key)
+            return self._sync
 
     async def close(self) -> None:
         """Hang up."""

@@ -1,7 +1,8 @@
 """What a handler can know of its task and tell the broker about it."""
 
-from collections.abc import Awaitable, Callable
-from typing import NamedTuple
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, NamedTuple
 
 
 class Claim(NamedTuple):
@@ -24,7 +25,10 @@ class Context:
     """
 
     def __init__(
-        self, claim: Claim, report_progress: Callable[[Claim, float, str], Awaitable[None]]
+        self,
+        claim: Claim,
+        loop: asyncio.AbstractEventLoop,
+        report_progress: Callable[[Claim, float, str], Coroutine[Any, Any, None]],
     ) -> None:
         self.task_id = claim.task_id
         self.token = claim.token
@@ -32,6 +36,7 @@ class Context:
         self.attempt = claim.attempt
         self.timeout = claim.timeout
         self._claim = claim
+        self._loop = loop
         self._report_progress = report_progress
 
     async def progress(self, fraction: float, note: str = "") -> None:
@@ -40,3 +45,13 @@ class Context:
         Raises LeaseLost if the task has been taken from this worker.
         """
         await self._report_progress(self._claim, fraction, note)
+
+    def progress_sync(self, fraction: float, note: str = "") -> None:
+        """As `progress`, for handlers that are not coroutines."""
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:  # as it should be: this is a handler's thread
+            telling = self._report_progress(self._claim, fraction, note)
+            asyncio.run_coroutine_threadsafe(telling, self._loop).result()
+            return
+        raise RuntimeError("this would block the event loop; use `await ctx.progress(…)` here")

@@ -16,6 +16,8 @@ from taskqueue.worker.runner import Worker, WorkerSettings
 def load_app(path: str) -> App:
     """The app that `module:name` means. Raises InvalidRequest if there is none."""
     module_name, _, name = path.partition(":")
+    if not module_name or module_name.startswith("."):
+        raise InvalidRequest(f"{path!r} names no module; write module:app")
     if str(os.curdir) not in sys.path:
         sys.path.insert(0, os.curdir)
     try:

@@ -1,5 +1,6 @@
 """A task's handler: how its arguments and its result travel, and how it is submitted."""
 
+import copy
 import inspect
 import typing
 from collections.abc import Callable, Sequence
@@ -81,8 +82,8 @@ class Codec:
         return _encoded(result)
 
     def decode_result(self, result: bytes) -> Any:
-        """What the handler returned."""
-        return self._result.decode(result)
+        """What the handler returned; a worker in another language may have said nothing."""
+        return self._result.decode(result or b"null")
 
 
 class TaskHandler(Generic[Arguments, Result]):
@@ -107,8 +108,12 @@ class TaskHandler(Generic[Arguments, Result]):
 
     def options(self, **options: Unpack[SubmitOptions]) -> "TaskHandler[Arguments, Result]":
         """This task with other settings for what is submitted through what this returns."""
-        merged: SubmitOptions = {**self._options, **options}
-        return TaskHandler(self._clients, self.name, self.function, merged)
+        unknown = options.keys() - SubmitOptions.__annotations__.keys()
+        if unknown:
+            raise TypeError(f"there is no option {unknown.pop()!r}; see SubmitOptions")
+        other = copy.copy(self)
+        other._options = {**self._options, **options}
+        return other
 
     async def submit(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Handle[Result]:
         """Submit a call of the function; returns once it is durable."""

@@ -10,8 +10,10 @@ import hiredis
 import msgspec
 
 from taskqueue.client.address import BrokerAddress
+from taskqueue.client.connection import greeting, notice_cuts
 from taskqueue.client.link import Backoff
 from taskqueue.client.task import as_fields
+from taskqueue.core.clock import SECOND, SystemClock
 from taskqueue.wire import resp
 from taskqueue.wire.messages import BeatReply
 
@@ -43,6 +45,8 @@ class Heartbeat:
         self._held = held
         self._on_lost = on_lost
         self._interval = FIRST_INTERVAL
+        self._clock = SystemClock()
+        self._renewed_at = self._clock.steady()
         self._stop = threading.Event()
         self._socket: socket.socket | None = None
         self._reader = hiredis.Reader()
@@ -61,16 +65,32 @@ class Heartbeat:
         backoff = Backoff()
         pause = 0.0
         while not self._stop.wait(pause):
+            began_at = self._clock.steady()
             try:
                 self._beat()
-            except (OSError, hiredis.HiredisError, msgspec.ValidationError) as error:
+            except Exception as error:  # noqa: BLE001  no failure may be the last heartbeat
                 log.debug("no heartbeat: %s", error, extra={"worker_id": self._worker_id})
                 self._hang_up()
                 pause = min(self._interval, backoff.next_pause())
+                self._mind_lease(error)
             else:
+                self._renewed_at = began_at
                 backoff = Backoff()
                 pause = self._interval
         self._hang_up()
+
+    def _mind_lease(self, error: Exception) -> None:
+        now = self._clock.steady()
+        if isinstance(error, ConnectionError):
+            # Nobody listens there: no broker that could give the tasks to others. The next one
+            # to start grants whole leases.
+            self._renewed_at = now
+        elif self._renewed_at + 3 * self._interval * SECOND < now and (held := list(self._held())):
+            log.warning(
+                "the broker does not answer and the lease is over; what runs is stopped",
+                extra={"worker_id": self._worker_id},
+            )
+            self._on_lost(held)
 
     def _beat(self) -> None:
         held = list(self._held())
@@ -91,13 +111,11 @@ class Heartbeat:
 
     def _connect(self) -> socket.socket:
         address = (self._address.host, self._address.port)
-        connection = socket.create_connection(address, ANSWER_SECONDS)
+        patience = min(ANSWER_SECONDS, max(1.0, self._interval))
+        connection = socket.create_connection(address, patience)
         self._socket, self._reader = connection, hiredis.Reader()
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        hello = [b"HELLO", b"3"]
-        if self._address.key is not None:
-            hello += [b"AUTH", b"default", self._address.key.encode()]
-        connection.sendall(resp.command(*hello))
+        notice_cuts(connection)
+        connection.sendall(resp.command(*greeting(self._address)))
         self._answer(connection)
         return connection
 

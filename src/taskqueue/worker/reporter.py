@@ -19,18 +19,20 @@ Done = Callable[[Attempt], None]
 class Reporter:
     """Sends reports pipelined; one that got no answer is repeated with the same token."""
 
-    def __init__(self, link: Link, on_done: Done) -> None:
+    def __init__(self, link: Link, worker_id: str, on_done: Done) -> None:
         self._link = link
+        self._worker_id = worker_id
         self._on_done = on_done
         self._connection: Connection | None = None
         self._unsent: list[tuple[Attempt, list[bytes]]] = []
         self._resending: asyncio.Task[None] | None = None
+        self._backoff: Backoff | None = None
+        self._is_closed = False
 
     def report(self, attempt: Attempt, words: list[bytes]) -> None:
         """Send a report; `on_done` is called when the broker has taken or refused it."""
         if self._connection is None or not self._connection.is_open:
-            self._unsent.append((attempt, words))
-            self._ensure_resending()
+            self._send_later(attempt, words)
             return
         answer = self._connection.send(*words)
         answer.add_done_callback(partial(self._answered, attempt, words))
@@ -41,6 +43,7 @@ class Reporter:
 
     def close(self) -> None:
         """Stop repeating."""
+        self._is_closed = True
         if self._resending is not None:
             self._resending.cancel()
 
@@ -49,33 +52,34 @@ class Reporter:
             return
         error = answer.exception()
         if isinstance(error, ConnectionLost | BrokerUnavailable):
-            self._unsent.append((attempt, words))
-            self._ensure_resending()
+            self._backoff = self._backoff or Backoff()
+            self._send_later(attempt, words)
             return
+        self._backoff = None
+        about = {"task_id": attempt.claim.task_id, "worker_id": self._worker_id}
         if isinstance(error, LeaseLost | TaskNotFound):
-            log.warning(
-                "the claim was lost; its result is dropped",
-                extra={"task_id": attempt.claim.task_id},
-            )
+            log.warning("the claim was lost; its result is dropped", extra=about)
         elif isinstance(error, Exception) and words[0] == b"TQ.COMPLETE":
             self.report(attempt, attempt.refused(error))
             return
         elif error is not None:
-            log.error("a report was refused: %s", error, extra={"task_id": attempt.claim.task_id})
+            log.error("a report was refused: %s", error, extra=about)
         self._on_done(attempt)
 
-    def _ensure_resending(self) -> None:
-        if self._resending is None or self._resending.done():
-            self._resending = asyncio.get_running_loop().create_task(self._resend())
+    def _send_later(self, attempt: Attempt, words: list[bytes]) -> None:
+        self._unsent.append((attempt, words))
+        if not self._is_closed and (self._resending is None or self._resending.done()):
+            self._resending = asyncio.get_running_loop().create_task(self._send_unsent())
 
-    async def _resend(self) -> None:
-        backoff = Backoff()
+    async def _send_unsent(self) -> None:
         while self._unsent:
-            await asyncio.sleep(backoff.next_pause())
+            if self._backoff is not None:
+                await asyncio.sleep(self._backoff.next_pause())
             try:
                 await self._connected()
             except TaskQueueError as error:
-                log.warning("cannot report: %s", error)
+                log.warning("cannot report: %s", error, extra={"worker_id": self._worker_id})
+                self._backoff = self._backoff or Backoff()
                 continue
             unsent, self._unsent = self._unsent, []
             for attempt, words in unsent:

@@ -6,12 +6,14 @@ holds more claims than it has slots.
 
 import asyncio
 import logging
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final
+from contextlib import suppress
+from typing import Final
 
 from msgspec import Struct
 
-from taskqueue.client.address import BrokerAddress
+from taskqueue.client.address import BrokerAddress, broker_address
 from taskqueue.client.connection import Connection, ConnectionLost
 from taskqueue.client.link import Backoff, Link
 from taskqueue.core.errors import BrokerUnavailable, InvalidRequest, TaskQueueError
@@ -23,8 +25,7 @@ from taskqueue.worker.context import Claim, Context
 from taskqueue.worker.heartbeat import Heartbeat
 from taskqueue.worker.reporter import Reporter
 
-BLOCK_SECONDS: Final = 10
-ANSWER_SECONDS: Final = 30
+BLOCK_SECONDS: Final = 10.0
 FAREWELL_SECONDS: Final = 5.0
 
 log = logging.getLogger("taskqueue.worker")
@@ -38,12 +39,20 @@ class WorkerSettings(Struct, frozen=True, kw_only=True):
 
 
 class Worker:
-    """Runs an app's handlers on one event loop and a pool of threads.
+    """Runs an app's handlers on the running event loop and a pool of threads.
 
-    Raises InvalidRequest for more slots or task types than one worker may have.
+    On the app's broker unless told another `address`. Raises InvalidRequest for more slots or task
+    types than one worker may have.
     """
 
-    def __init__(self, app: App, address: BrokerAddress, settings: WorkerSettings) -> None:
+    def __init__(
+        self,
+        app: App,
+        address: BrokerAddress | None = None,
+        settings: WorkerSettings | None = None,
+    ) -> None:
+        address = address or broker_address(app.clients.url, app.clients.api_key)
+        settings = settings or WorkerSettings()
         if not 1 <= settings.concurrency <= LARGEST_CLAIM:
             raise InvalidRequest(
                 f"concurrency must be between 1 and {LARGEST_CLAIM}, got {settings.concurrency}; "
@@ -58,35 +67,39 @@ class Worker:
         self._handlers = app.handlers
         self._settings = settings
         self._link = Link(address)
-        self._reporter = Reporter(self._link, self._settled)
+        self._claims: Connection | None = None
+        self._claim_words = [b"TYPES", *(name.encode() for name in app.handlers)]
+        self._reporter = Reporter(self._link, self.worker_id, self._settled)
         self._held: dict[str, Attempt] = {}
         self._taken = 0
         self._threads = ThreadPoolExecutor(settings.concurrency, "tq-handler")
-        self._stop_asked = asyncio.Event()
-        self._slots_freed = asyncio.Event()
+        self._is_stopping = False
+        self._is_hurried = False
+        self._wake = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._heartbeat = Heartbeat(address, self.worker_id, self._claims_held, self._on_lost)
 
     def stop(self) -> None:
         """Claim no more, finish what is running within the limit. Asked twice: at once."""
-        if self._stop_asked.is_set():
+        if self._is_stopping:
+            self._is_hurried = True
             self._stop_all(Ending.RELEASED)
-        self._stop_asked.set()
+        elif self._claims is not None:
+            # A claim that waits is answered at once; what it was just given comes with the answer.
+            self._claims.send_no_more()
+            self._loop.call_later(FAREWELL_SECONDS, self._claims.close)
+        self._is_stopping = True
+        self._wake.set()
 
     async def run(self) -> None:
         """Work until told to stop. Raises InvalidRequest if the broker will not have its claims."""
         log.info("worker started", extra={"worker_id": self.worker_id})
         self._heartbeat.start()
-        claiming = self._loop.create_task(self._claim_for_ever())
-        stopping = self._loop.create_task(self._stop_asked.wait())
         try:
-            await asyncio.wait([claiming, stopping], return_when=asyncio.FIRST_COMPLETED)
-            if claiming.done():
-                claiming.result()
+            await self._claim_until_stopped()
         finally:
-            claiming.cancel()
-            stopping.cancel()
-            await asyncio.wait([claiming, stopping])
+            if self._claims is not None:
+                self._claims.close()
             await self._finish()
             self._threads.shutdown(wait=False, cancel_futures=True)
             log.info("worker stopped", extra={"worker_id": self.worker_id})
@@ -96,64 +109,66 @@ class Worker:
         """Whether a handler that was given up on still runs in a thread."""
         return self._taken > 0
 
-    async def _claim_for_ever(self) -> None:
+    async def _claim_until_stopped(self) -> None:
         backoff = Backoff()
-        connection: Connection | None = None
-        try:
-            while True:
-                await self._wait_for_slots()
-                try:
-                    if connection is None or not connection.is_open:
-                        connection = await self._link.open()
-                    claimed = await self._claim(connection)
-                except InvalidRequest:
-                    raise  # it would be refused each time
-                except (TaskQueueError, ConnectionLost, TimeoutError) as error:
+        while not self._is_stopping:
+            try:
+                claimed = await self._claim()
+            except InvalidRequest:
+                raise  # it would be refused each time
+            except (TaskQueueError, ConnectionLost) as error:
+                if not self._is_stopping:
                     log.warning("cannot claim: %s", error, extra={"worker_id": self.worker_id})
-                    if connection is not None:
-                        connection.close()
-                    await asyncio.sleep(backoff.next_pause())
-                    continue
-                backoff = Backoff()
-                for claim in claimed:
-                    self._start(claim)
-        finally:
-            if connection is not None:
-                connection.close()
+                    await self._sleep(backoff.next_pause())
+                continue
+            backoff = Backoff()
+            for claim in claimed:
+                self._start(claim)
+            while self._taken >= self._settings.concurrency and not self._is_stopping:
+                await self._sleep()
 
-    async def _wait_for_slots(self) -> None:
-        while self._taken >= self._settings.concurrency:
-            self._slots_freed.clear()
-            await self._slots_freed.wait()
-
-    async def _claim(self, connection: Connection) -> list[Claim]:
-        # A broker that is silent for longer than a claim may block is not there any more.
-        async with asyncio.timeout(BLOCK_SECONDS + ANSWER_SECONDS):
-            answer = await connection.send(
-                b"TQ.CLAIM",
-                self.worker_id.encode(),
-                b"COUNT",
-                b"%d" % (self._settings.concurrency - self._taken),
-                b"BLOCK",
-                b"%d" % (BLOCK_SECONDS * 1000),
-                b"TYPES",
-                *(name.encode() for name in self._handlers),
-            )
+    async def _claim(self) -> list[Claim]:
+        if self._claims is None or not self._claims.is_open:
+            self._claims = await self._link.open()
+        if self._is_stopping:
+            return []
+        answer = await self._claims.send(
+            b"TQ.CLAIM",
+            self.worker_id.encode(),
+            b"COUNT",
+            b"%d" % (self._settings.concurrency - self._taken),
+            b"BLOCK",
+            b"%d" % round(BLOCK_SECONDS * 1000),
+            *self._claim_words,
+        )
         return [
             Claim(task_id.decode(), token, task_type.decode(), payload, attempt, timeout)
             for task_id, token, task_type, payload, attempt, timeout, *_ in answer
         ]
 
+    async def _sleep(self, seconds: float | None = None) -> None:
+        """Wait for a slot to be freed or for `stop`, so many seconds at most."""
+        self._wake.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
+
     def _start(self, claim: Claim) -> None:
         attempt = Attempt(claim)
+        superseded = self._held.get(claim.task_id)
+        if superseded is not None:
+            # The broker took the task back and gave it to this worker again: the old claim is over.
+            superseded.stop(Ending.LOST)
         self._held[claim.task_id] = attempt
         self._taken += 1
         attempt.task = self._loop.create_task(self._work(attempt))
         attempt.timer = self._loop.call_later(claim.timeout, attempt.stop, Ending.TIMED_OUT)
+        if self._is_stopping:
+            attempt.stop(Ending.RELEASED)
 
     async def _work(self, attempt: Attempt) -> None:
         claim = attempt.claim
-        context = Context(claim, self._report_progress)
+        context = Context(claim, self._loop, self._report_progress)
         report = await attempt.run(self._handlers[claim.task_type], context, self._threads)
         if attempt.timer is not None:
             attempt.timer.cancel()
@@ -161,14 +176,14 @@ class Worker:
             self._settled(attempt)
         else:
             if report[0] == b"TQ.FAIL":
-                log.warning("task failed: %s", report[3].decode(), extra={"task_id": claim.task_id})
+                log.warning("task failed: %s", report[3].decode(), extra=self._about(claim))
             self._reporter.report(attempt, report)
 
     def _settled(self, attempt: Attempt) -> None:
         """Nothing more is to be said of an attempt: free its slot once its thread is free."""
         if self._held.get(attempt.claim.task_id) is attempt:
             del self._held[attempt.claim.task_id]
-            self._slots_freed.set()
+            self._wake.set()
         thread = attempt.thread
         if thread is not None and not thread.done():
             thread.add_done_callback(self._free_slot)
@@ -177,7 +192,7 @@ class Worker:
 
     def _free_slot(self, _thread: object = None) -> None:
         self._taken -= 1
-        self._slots_freed.set()
+        self._wake.set()
 
     async def _report_progress(self, claim: Claim, fraction: float, note: str) -> None:
         try:
@@ -191,7 +206,7 @@ class Worker:
             )
         except (BrokerUnavailable, ConnectionLost) as error:
             # It is news, not work: no reason for an attempt to fail.
-            log.debug("progress was not told: %s", error, extra={"task_id": claim.task_id})
+            log.debug("progress was not told: %s", error, extra=self._about(claim))
 
     def _claims_held(self) -> list[tuple[str, int]]:
         # Called in the heartbeat's thread: copying a dict's values is one step of the interpreter.
@@ -204,30 +219,33 @@ class Worker:
         for task_id, token in claims:
             attempt = self._held.get(task_id)
             # The task may have been claimed anew since the heartbeat that named the old claim.
-            if attempt is not None and attempt.claim.token == token:
-                log.warning("the claim was lost", extra={"task_id": task_id})
-                attempt.stop(Ending.LOST)
+            is_meant = attempt is not None and attempt.claim.token == token
+            if attempt is not None and is_meant and attempt.stop(Ending.LOST):
+                log.warning("the claim was lost", extra=self._about(attempt.claim))
 
     async def _finish(self) -> None:
-        await self._wait_until_idle(self._settings.shutdown_seconds)
+        await self._wait_until_idle(self._settings.shutdown_seconds, lambda: self._is_hurried)
         self._stop_all(Ending.RELEASED)
         await self._wait_until_idle(FAREWELL_SECONDS)
+        # Before the goodbye: a heartbeat after it would make the worker known again.
+        await asyncio.to_thread(self._heartbeat.stop)
         try:
             async with asyncio.timeout(FAREWELL_SECONDS):
                 await self._reporter.ask(b"TQ.LEAVE", self.worker_id.encode())
         except (TaskQueueError, ConnectionLost, TimeoutError) as error:
             log.warning("could not say goodbye: %s", error, extra={"worker_id": self.worker_id})
-        await asyncio.to_thread(self._heartbeat.stop)
         self._reporter.close()
         self._link.close()
 
-    async def _wait_until_idle(self, seconds: float) -> None:
+    async def _wait_until_idle(
+        self, seconds: float, is_enough: Callable[[], bool] = lambda: False
+    ) -> None:
         ends_at = self._loop.time() + seconds
-        while self._held and (left := ends_at - self._loop.time()) > 0:
-            self._slots_freed.clear()
-            waiting: Any = self._loop.create_task(self._slots_freed.wait())
-            await asyncio.wait([waiting], timeout=left)
-            waiting.cancel()
+        while self._held and not is_enough() and (left := ends_at - self._loop.time()) > 0:
+            await self._sleep(left)
+
+    def _about(self, claim: Claim) -> dict[str, str]:
+        return {"task_id": claim.task_id, "worker_id": self.worker_id}
 
     def _stop_all(self, ending: Ending) -> None:
         for attempt in list(self._held.values()):

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
@@ -30,21 +31,22 @@ class SqliteStorage(Storage):
         self._read_threads = ThreadPoolExecutor(READERS, "tq-reader")
         self._side_thread = ThreadPoolExecutor(1, "tq-checkpoint")
         self._checkpointing: asyncio.Future[None] | None = None
+        self._checkpointed_pages = 0
 
     async def open(self) -> None:
         """Lock the data folder, open the database, refuse it if acknowledged commits are missing.
 
         Raises StorageRefused.
         """
-        self._folder = DataFolder(self._path)
-        try:
+        with ExitStack() as undo:
+            self._folder = DataFolder(self._path)
+            undo.callback(self._folder.close)
             self._mark = CommitMark(self._folder.path)
+            undo.callback(self._mark.close)
             self._writer = Writer(self._folder, self._mark)
             await self._on_writer(self._writer.open)
-        except BaseException:
-            self._folder.close()
-            raise
-        self._reader = Reader(self._folder.database)
+            self._reader = Reader(self._folder.database, READERS)
+            undo.pop_all()
 
     async def close(self) -> None:
         """Finish what was begun, close the database and give the folder up."""
@@ -107,12 +109,15 @@ class SqliteStorage(Storage):
 
     def _checkpoint_if_due(self) -> None:
         pages = self._writer.wal_pages
-        if pages < writer.CHECKPOINT_PAGES:
-            return
+        if pages < self._checkpointed_pages:
+            self._checkpointed_pages = 0  # the log has started over
         loop = asyncio.get_running_loop()
-        if self._checkpointing is None or self._checkpointing.done():
-            aside = partial(writer.checkpoint_aside, self._folder, self._mark)
-            self._checkpointing = loop.run_in_executor(self._side_thread, aside)
-        if pages >= writer.MOST_WAL_PAGES:
+        if pages >= self._writer.restart_at:
             # Queued before the next batch: between two transactions the log can start over.
             loop.run_in_executor(self._write_thread, self._writer.checkpoint)
+        elif pages - self._checkpointed_pages >= writer.CHECKPOINT_PAGES and (
+            self._checkpointing is None or self._checkpointing.done()
+        ):
+            self._checkpointed_pages = pages
+            aside = partial(writer.checkpoint_aside, self._folder, self._mark)
+            self._checkpointing = loop.run_in_executor(self._side_thread, aside)

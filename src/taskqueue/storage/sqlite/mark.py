@@ -13,6 +13,7 @@ from typing import Final
 import structlog
 
 from taskqueue.core.errors import StorageRefused
+from taskqueue.storage.sqlite.folder import open_private
 
 FILE_NAME: Final = "commit.mark"
 
@@ -24,11 +25,14 @@ class CommitMark:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / FILE_NAME
-        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._file = open_private(self.path)
         self._is_failing = False
 
     def require(self, commit_number: int) -> None:
-        """Raise StorageRefused if the database ends before the commit that was acknowledged."""
+        """Raise StorageRefused if the database ends before the commit that was acknowledged.
+
+        Also raised where the mark cannot be read. One that is torn is taken for none.
+        """
         marked = self._read()
         if marked is not None and commit_number < marked:
             raise StorageRefused(
@@ -58,7 +62,13 @@ class CommitMark:
         os.close(self._file)
 
     def _read(self) -> int | None:
-        content = os.pread(self._file, 64, 0)
+        try:
+            content = os.pread(self._file, 64, 0)
+        except OSError as error:
+            raise StorageRefused(
+                f"{self.path} cannot be read: {error.strerror}; it tells whether acknowledged "
+                "commits are missing. See to the disk, or delete the file to go on without it"
+            ) from error
         digits, _, check = content.strip().partition(b" ")
         if digits.isdigit() and check == b"%08x" % zlib.crc32(digits):
             return int(digits)

@@ -1,10 +1,11 @@
 """Reads: short, on read-only connections of their own, never in the writer's way."""
 
-import threading
+import contextlib
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any, Final
 
 import apsw
@@ -20,29 +21,56 @@ from taskqueue.storage.sqlite.transaction import load_tasks
 CACHE_KIB: Final = 8 * 1024
 BUSY_MS: Final = 2_000
 
+HOLDERS: Final = """
+    WITH RECURSIVE holder (id) AS (
+        SELECT min(worker_id) FROM tasks WHERE status = 'in_progress'
+        UNION ALL
+        SELECT (SELECT min(worker_id) FROM tasks
+                WHERE status = 'in_progress' AND worker_id > holder.id)
+        FROM holder WHERE holder.id IS NOT NULL)
+    SELECT json_group_array(id) FROM holder WHERE id IS NOT NULL"""
+HELD: Final = f"""
+    SELECT {sql.AS_JSON} FROM (
+        SELECT tasks.* FROM json_each(?) AS holder CROSS JOIN tasks
+        ON status = 'in_progress' AND worker_id = holder.value)"""
+OVERDUE: Final = f"""
+    SELECT {sql.AS_JSON} FROM (
+        SELECT tasks.* FROM json_each(?) AS holder CROSS JOIN tasks
+        ON status = 'in_progress' AND worker_id = holder.value AND deadline <= ?
+        LIMIT ?)"""
+
+_NAMES: Final = msgspec.json.Decoder(list[str])
+
 
 class Reader:
-    """Questions to the database, each answered from one snapshot. Safe to use from any thread."""
+    """Questions to the database, each answered from one snapshot. Safe to use from any thread.
 
-    def __init__(self, database: Path) -> None:
+    All raise BrokerUnavailable where the database cannot be read and DataDamaged where what it
+    holds makes no sense.
+    """
+
+    def __init__(self, database: Path, connections: int) -> None:
         self._database = database
-        self._local = threading.local()
-        self._connections: list[apsw.Connection] = []
+        self._idle: SimpleQueue[apsw.Connection | None] = SimpleQueue()
+        for _ in range(connections):
+            self._idle.put(None)
 
     def close(self) -> None:
-        """Close every thread's connection; nothing may be under way."""
-        while self._connections:
-            self._connections.pop().close()
+        """Close every connection; nothing may be under way."""
+        with contextlib.suppress(Empty):
+            while True:
+                connection = self._idle.get_nowait()
+                if connection is not None:
+                    connection.close()
 
     def get(self, task_id: str) -> TaskDetail | None:
         """One task, its result checked against its checksum, its failures oldest first."""
         with self._snapshot() as connection:
-            found = load_tasks(connection, sql.LOAD, (msgspec.json.encode([task_id]).decode(),))
-            if not found:
+            task = _load(connection, task_id)
+            if task is None:
                 return None
-            task = found[0]
             result = _checked(
-                connection.execute("SELECT crc, data FROM results WHERE seq = ?", (task.seq,)),
+                sql.rows_of(connection, "SELECT crc, data FROM results WHERE seq = ?", (task.seq,)),
                 f"the stored result of task {task_id} does not match its checksum",
             )
             failures = sql.rows_of(
@@ -55,42 +83,28 @@ class Reader:
 
     def payload(self, task_id: str) -> bytes | None:
         """The bytes of a task, checked."""
-        rows = self._rows(
-            "SELECT payload_crc, data FROM tasks JOIN payloads USING (seq) WHERE id = ?", (task_id,)
-        )
+        with self._snapshot() as connection:
+            task = _load(connection, task_id)
+            if task is None:
+                return None
+            rows = sql.rows_of(
+                connection,
+                "SELECT payload_crc, data FROM tasks JOIN payloads USING (seq) WHERE seq = ?",
+                (task.seq,),
+            )
         return _checked(rows, f"the stored payload of task {task_id} does not match its checksum")
 
     def find(self, query: TaskQuery) -> list[Task]:
-        """The tasks a query asks for, newest first, by the narrower of the indexes that fit."""
-        conditions: list[str] = []
-        bindings: list[Any] = []
-        if query.status is not None:
-            # Spelt out: SQLite compares the text of a condition with that of a partial index.
-            is_running = query.status is Status.IN_PROGRESS
-            conditions.append(f"status = '{query.status}'")
-            conditions += [] if is_running else ["status <> 'in_progress'"]
-        if query.task_type is not None:
-            conditions.append("task_type = ?")
-            bindings.append(query.task_type)
-        if query.before_seq is not None:
-            conditions.append("seq < ?")
-            bindings.append(query.before_seq)
-        where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
-        statement = f"""
-            SELECT {sql.AS_JSON} FROM (
-                SELECT * FROM tasks {self._best_index(query)} {where}
-                ORDER BY seq DESC LIMIT ? OFFSET ?)"""
+        """The tasks a query asks for, newest first, by the narrowest of the indexes that fit."""
         with self._snapshot() as connection:
-            return load_tasks(connection, statement, (*bindings, query.limit, query.offset))
+            if _count(connection, query.status, query.task_type) <= query.offset:
+                return []  # says at once what a scan of a whole type would say
+            return load_tasks(connection, *list_statement(connection, query))
 
     def count(self, status: Status | None, task_type: str | None) -> int:
         """How many tasks there are, by the counters."""
-        ((number,),) = self._rows(
-            "SELECT coalesce(sum(present), 0) FROM counters "
-            "WHERE task_type = ?1 AND (?2 IS NULL OR status = ?2)",
-            (task_type or "", status),
-        )
-        return int(number)
+        with self._snapshot() as connection:
+            return _count(connection, status, task_type)
 
     def totals(self, since: int) -> Totals:
         """The counters over all types and the recent minutes."""
@@ -123,38 +137,20 @@ class Reader:
 
     def overdue(self, steady: int, limit: int) -> list[Task]:
         """Running tasks past their deadline: one look-up for each holder."""
-        statement = f"""
-            SELECT {sql.AS_JSON} FROM (
-                SELECT tasks.* FROM json_each(?) AS holder CROSS JOIN tasks
-                ON status = 'in_progress' AND worker_id = holder.value AND deadline <= ?
-                LIMIT ?)"""
-        holders = msgspec.json.encode(self.holders()).decode()
         with self._snapshot() as connection:
-            return load_tasks(connection, statement, (holders, steady, limit))
+            (holders,) = sql.row_of(connection, HOLDERS)
+            return load_tasks(connection, OVERDUE, (holders, steady, limit))
 
     def held(self, worker_ids: Sequence[str]) -> list[Task]:
         """What these workers hold."""
-        statement = f"""
-            SELECT {sql.AS_JSON} FROM (
-                SELECT tasks.* FROM json_each(?) AS holder CROSS JOIN tasks
-                ON status = 'in_progress' AND worker_id = holder.value)"""
         wanted = msgspec.json.encode(list(worker_ids)).decode()
         with self._snapshot() as connection:
-            return load_tasks(connection, statement, (wanted,))
+            return load_tasks(connection, HELD, (wanted,))
 
     def holders(self) -> list[str]:
         """Every worker that holds something: one step of the index for each."""
-        rows = self._rows(
-            """
-            WITH RECURSIVE holder (id) AS (
-                SELECT min(worker_id) FROM tasks WHERE status = 'in_progress'
-                UNION ALL
-                SELECT (SELECT min(worker_id) FROM tasks
-                        WHERE status = 'in_progress' AND worker_id > holder.id)
-                FROM holder WHERE holder.id IS NOT NULL)
-            SELECT json_group_array(id) FROM holder WHERE id IS NOT NULL"""
-        )
-        return msgspec.json.decode(rows[0][0], type=list[str])
+        with self._snapshot() as connection:
+            return sql.decoded(connection, _NAMES, HOLDERS)
 
     def next_due(self) -> int | None:
         """When the next waiting task is due."""
@@ -166,14 +162,8 @@ class Reader:
         found: list[str] = []
         with self._snapshot() as connection:
             for text, statement in _AUDIT:
-                found += [text.format(*row) for row in connection.execute(statement)]
+                found += [text.format(*row) for row in sql.rows_of(connection, statement)]
         return found
-
-    def _best_index(self, query: TaskQuery) -> str:
-        if query.status is None or query.task_type is None or query.status is Status.IN_PROGRESS:
-            return ""
-        by_type = self.count(None, query.task_type) < self.count(query.status, None)
-        return "INDEXED BY by_type" if by_type else "INDEXED BY by_status"
 
     def _oldest_ready(self, connection: apsw.Connection, task_type: str) -> int | None:
         # By levels of priority, each one probe of the index: at most 256 for a type.
@@ -200,25 +190,81 @@ class Reader:
     @contextmanager
     def _snapshot(self) -> Iterator[apsw.Connection]:
         """A read transaction; errors of the database come out as BrokerUnavailable."""
-        connection: apsw.Connection | None = getattr(self._local, "connection", None)
+        connection = self._idle.get()
         try:
-            if connection is None:
-                connection = self._open()
+            connection = connection or self._open()
             connection.execute("BEGIN")
             try:
                 yield connection
             finally:
                 connection.execute("ROLLBACK")
         except apsw.Error as error:
-            raise BrokerUnavailable(f"The storage cannot be read: {error}") from error
+            # One that has met an error is not used again.
+            if connection is not None:
+                with contextlib.suppress(apsw.Error):
+                    connection.close()
+                connection = None
+            raise BrokerUnavailable(
+                f"The storage cannot be read: {error}; try again", retry_after=1.0
+            ) from error
+        finally:
+            self._idle.put(connection)
 
     def _open(self) -> apsw.Connection:
         connection = apsw.Connection(str(self._database), apsw.SQLITE_OPEN_READONLY)
         connection.set_busy_timeout(BUSY_MS)
         connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}").fetchall()
-        self._local.connection = connection
-        self._connections.append(connection)
         return connection
+
+
+def _count(connection: apsw.Connection, status: Status | None, task_type: str | None) -> int:
+    (number,) = sql.row_of(
+        connection,
+        "SELECT coalesce(sum(present), 0) FROM counters "
+        "WHERE task_type = ?1 AND (?2 IS NULL OR status = ?2)",
+        (task_type or "", status),
+    )
+    return int(number)
+
+
+def list_statement(connection: apsw.Connection, query: TaskQuery) -> tuple[str, list[Any]]:
+    """The statement that lists what a query asks for, and its bindings."""
+    conditions: list[str] = []
+    bindings: list[Any] = []
+    if query.status is not None:
+        # Spelt out: SQLite compares the text of a condition with that of a partial index.
+        conditions.append(f"status = '{query.status}'")
+        if query.status is not Status.IN_PROGRESS:
+            conditions.append("status <> 'in_progress'")
+    if query.task_type is not None:
+        conditions.append("task_type = ?")
+        bindings.append(query.task_type)
+    if query.before_seq is not None:
+        conditions.append("seq < ?")
+        bindings.append(query.before_seq)
+    where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
+    statement = f"""
+        SELECT {sql.AS_JSON} FROM (
+            SELECT * FROM tasks {_best_index(connection, query)} {where}
+            ORDER BY seq DESC LIMIT ? OFFSET ?)"""
+    return statement, [*bindings, query.limit, query.offset]
+
+
+def _best_index(connection: apsw.Connection, query: TaskQuery) -> str:
+    if query.status is Status.IN_PROGRESS:
+        return "INDEXED BY by_holder"  # few at any time: sorting them is cheap
+    if query.status is None or query.task_type is None:
+        return ""
+    of_type = _count(connection, None, query.task_type)
+    in_status = _count(connection, query.status, None)
+    return "INDEXED BY by_type" if of_type < in_status else "INDEXED BY by_status"
+
+
+def _load(connection: apsw.Connection, task_id: str) -> Task | None:
+    found = load_tasks(connection, sql.LOAD, (msgspec.json.encode([task_id]).decode(),))
+    if any(task.id != task_id for task in found):
+        raise DataDamaged(f"the index of ids leads from {task_id} to another task")
+    return found[0] if found else None
 
 
 def _checked(rows: Any, complaint: str) -> bytes | None:
@@ -231,7 +277,10 @@ def _checked(rows: Any, complaint: str) -> bytes | None:
 
 def _as_count(row: tuple[Any, ...]) -> Count:
     task_type, status, tier, present, entered = row
-    return Count(CounterKey(task_type, Status(status), Tier(tier)), present, entered)
+    try:
+        return Count(CounterKey(task_type, Status(status), Tier(tier)), present, entered)
+    except ValueError as error:
+        raise DataDamaged(f"a stored counter makes no sense: {error}") from error
 
 
 _TIER: Final = (
@@ -264,5 +313,24 @@ _AUDIT: Final = (
     (
         "task {0} is completed, but has no result",
         "SELECT id FROM tasks WHERE status = 'completed' AND seq NOT IN (SELECT seq FROM results)",
+    ),
+    (
+        "task {0} has a deadline, but is {1}",
+        "SELECT id, status FROM tasks WHERE status <> 'in_progress' AND deadline IS NOT NULL",
+    ),
+    (
+        "{0} number {1} belongs to no task",
+        " UNION ALL ".join(
+            f"SELECT '{kind}', seq FROM {kind}s WHERE seq NOT IN (SELECT seq FROM tasks)"
+            for kind in ("payload", "result", "failure")
+        ),
+    ),
+    (
+        "the next task would be number {0}, but number {1} exists",
+        "SELECT next_seq, max(seq) FROM ledger, tasks HAVING max(seq) >= next_seq",
+    ),
+    (
+        "the database file: {0}",
+        "SELECT integrity_check FROM pragma_integrity_check WHERE integrity_check <> 'ok'",
     ),
 )

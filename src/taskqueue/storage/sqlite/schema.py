@@ -20,6 +20,13 @@ def known_migrations() -> list[tuple[int, str]]:
     return [(int(file.name[:4]), file.read_text()) for file in files]
 
 
+def known_commit(connection: apsw.Connection) -> int:
+    """The number of the latest commit; 0 for a database that is still empty."""
+    if not int(row_of(connection, "PRAGMA user_version")[0]):
+        return 0
+    return int(row_of(connection, "SELECT commit_number FROM ledger")[0])
+
+
 def migrate(connection: apsw.Connection) -> None:
     """Carry out the migrations that are missing.
 

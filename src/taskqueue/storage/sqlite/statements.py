@@ -7,20 +7,28 @@ nothing here steps row by row: rows go in by multi-row VALUES and come out as on
 from collections.abc import Iterable, Sequence
 from functools import cache
 from itertools import chain
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import apsw
+import msgspec
 from msgspec.structs import fields
 
+from taskqueue.core.errors import DataDamaged
 from taskqueue.core.task import Task
+
+Rows = TypeVar("Rows")
 
 TASK_COLUMNS: Final = ", ".join(field.name for field in fields(Task))
 AS_JSON: Final = f"json_group_array(json_array({TASK_COLUMNS}))"
 IS_FINISHED: Final = "status IN ('completed', 'cancelled')"
 
+# Where an index leads to a task, the row is read in a step of its own: SQLite takes a column from
+# the index if it can, and would not show that a damaged one leads to another task.
 LOAD: Final = f"""
     SELECT {AS_JSON} FROM (
-        SELECT tasks.* FROM json_each(?) AS wanted CROSS JOIN tasks ON tasks.id = wanted.value)"""
+        SELECT tasks.* FROM json_each(?) AS wanted
+        CROSS JOIN tasks AS found ON found.id = wanted.value
+        CROSS JOIN tasks ON tasks.seq = found.seq)"""
 
 PAYLOADS: Final = """
     SELECT json_group_array(json_array(seq, length(data))), CAST(group_concat(data, '') AS BLOB)
@@ -29,12 +37,15 @@ PAYLOADS: Final = """
 DUE: Final = """
     SELECT json_group_array(json_array(seq, task_type)) FROM (
         SELECT seq, task_type FROM tasks WHERE ready = 0 AND run_at <= ? ORDER BY run_at LIMIT ?)"""
-PROMOTE: Final = "UPDATE tasks SET ready = 1 WHERE seq IN (SELECT value FROM json_each(?))"
+PROMOTE: Final = """
+    UPDATE tasks SET ready = 1 WHERE seq IN (SELECT value FROM json_each(?)) AND ready = 0"""
 NEXT_DUE: Final = "SELECT min(run_at) FROM tasks WHERE ready = 0"
 
 PAST_RETENTION: Final = f"""
-    SELECT json_group_array(json_array(seq, task_type, status, priority)) FROM (
-        SELECT * FROM tasks WHERE {IS_FINISHED} AND updated_at < ? ORDER BY updated_at LIMIT ?)"""
+    SELECT json_group_array(json_array(tasks.seq, task_type, status, priority, updated_at))
+    FROM (
+        SELECT seq FROM tasks WHERE {IS_FINISHED} AND updated_at < ? ORDER BY updated_at LIMIT ?
+    ) AS past CROSS JOIN tasks ON tasks.seq = past.seq"""
 DELETIONS: Final = tuple(
     f"DELETE FROM {table} WHERE seq IN (SELECT value FROM json_each(?))"
     for table in ("tasks", "payloads", "results", "failures")
@@ -49,8 +60,9 @@ class BulkStatement:
     SIZES: Final = (256, 64, 16, 4, 1)
 
     def __init__(self, head: str, width: int, tail: str = "") -> None:
-        row = "(" + ", ".join("?" * width) + ")"
-        self._texts = {size: head + ", ".join([row] * size) + tail for size in self.SIZES}
+        # Without spaces: the largest text must stay below what apsw keeps prepared, 16 KiB.
+        row = "(" + ",".join("?" * width) + ")"
+        self._texts = {size: head + ",".join([row] * size) + tail for size in self.SIZES}
 
     def run(self, connection: apsw.Connection, rows: Sequence[tuple[Any, ...]]) -> None:
         """Carry it out for all rows."""
@@ -81,6 +93,7 @@ ADD_TO_COUNTERS: Final = BulkStatement(
     """ ON CONFLICT DO UPDATE SET
         present = present + excluded.present, entered = entered + excluded.entered""",
 )
+FORGET_MINUTES: Final = "DELETE FROM minutes WHERE minute < ?"
 ADD_TO_MINUTE: Final = """
     INSERT INTO minutes VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET
         completed = completed + excluded.completed, failed = failed + excluded.failed,
@@ -90,8 +103,11 @@ ADD_TO_MINUTE: Final = """
 def rows_of(
     connection: apsw.Connection, statement: str, bindings: Sequence[Any] = ()
 ) -> list[tuple[Any, ...]]:
-    """All rows of a statement."""
-    return connection.execute(statement, bindings).fetchall()
+    """All rows of a statement. Raises DataDamaged for text that is none."""
+    try:
+        return connection.execute(statement, bindings).fetchall()
+    except UnicodeDecodeError as error:
+        raise DataDamaged(f"a stored row holds text that cannot be read: {error}") from error
 
 
 def row_of(
@@ -101,24 +117,38 @@ def row_of(
     return rows_of(connection, statement, bindings)[0]
 
 
+def decoded(
+    connection: apsw.Connection,
+    decoder: msgspec.json.Decoder[Rows],
+    statement: str,
+    bindings: Sequence[Any] = (),
+) -> Rows:
+    """What a statement returns as one JSON array. Raises DataDamaged where it makes no sense."""
+    answer = row_of(connection, statement, bindings)[0]
+    try:
+        return decoder.decode(answer)
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise DataDamaged(f"a stored row makes no sense: {error}") from error
+
+
 @cache
 def pick(types: int) -> str:
     """The statement that picks ready tasks of so many types in claim order.
 
     Takes, for each type, its name and the limit, then the limit once more.
     """
-    one_type = f"""
+    one_type = """
         SELECT * FROM (
-            SELECT {TASK_COLUMNS} FROM tasks WHERE ready = 1 AND task_type = ?
-            ORDER BY priority DESC, run_at, seq LIMIT ?)"""
+            SELECT seq AS number, priority AS rank, run_at AS since FROM tasks
+            WHERE ready = 1 AND task_type = ? ORDER BY priority DESC, run_at, seq LIMIT ?)"""
     return f"""
         SELECT json_group_array(json_array(
             json_array({TASK_COLUMNS}),
-            (SELECT length(data) FROM payloads WHERE payloads.seq = picked.seq)
-        ) ORDER BY priority DESC, run_at, seq)
+            coalesce((SELECT length(data) FROM payloads WHERE payloads.seq = number), 0)
+        ) ORDER BY rank DESC, since, number)
         FROM (
             SELECT * FROM ({" UNION ALL ".join([one_type] * types)})
-            ORDER BY priority DESC, run_at, seq LIMIT ?) AS picked"""
+            ORDER BY rank DESC, since, number LIMIT ?) CROSS JOIN tasks ON seq = number"""
 
 
 def as_json_numbers(numbers: Iterable[int]) -> str:

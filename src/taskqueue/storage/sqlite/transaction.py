@@ -2,7 +2,7 @@
 
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import apsw
@@ -10,18 +10,24 @@ import msgspec
 
 from taskqueue.core.batch import MINUTE, Batch, CounterKey, WorkingSet
 from taskqueue.core.commands import Claim, Command, Outcome, Promote, Purge, Submit
-from taskqueue.core.errors import TaskQueueError
+from taskqueue.core.errors import DataDamaged, TaskQueueError
 from taskqueue.core.task import CLAIMABLE, ClaimedTask, Status, Task, tier_of
 from taskqueue.storage.sqlite import statements as sql
 
 LARGEST_CLAIM_BYTES: Final = 16 * 1024 * 1024
 LARGEST_BATCH_BYTES: Final = 128 * 1024 * 1024
+MOST_CLAIMED: Final = 4_096
+"""Tasks handed out in one transaction: some 50 ms of work, so that nobody waits long."""
+
+MINUTES_KEPT: Final = 7 * 24 * 60 * MINUTE
 
 _TASKS: Final = msgspec.json.Decoder(list[Task])
 _PICKED: Final = msgspec.json.Decoder(list[tuple[Task, int]])
 _PAIRS: Final = msgspec.json.Decoder(list[tuple[int, int]])
 _DUE: Final = msgspec.json.Decoder(list[tuple[int, str]])
-_FINISHED: Final = msgspec.json.Decoder(list[tuple[int, str, Status, int]])
+_FINISHED: Final = msgspec.json.Decoder(list[tuple[int, str, Status, int, int]])
+
+_PURGEABLE: Final = frozenset({Status.COMPLETED, Status.CANCELLED})
 
 Claimant = tuple[int, Claim]
 """A claim and its place in the batch."""
@@ -29,7 +35,7 @@ Claimant = tuple[int, Claim]
 
 def load_tasks(connection: apsw.Connection, statement: str, bindings: Sequence[Any]) -> list[Task]:
     """The tasks that a statement returns as one JSON array."""
-    return _TASKS.decode(sql.row_of(connection, statement, bindings)[0])
+    return sql.decoded(connection, _TASKS, statement, bindings)
 
 
 class Transaction:
@@ -42,7 +48,9 @@ class Transaction:
         self._batch = batch
         self.work = WorkingSet(batch, self._load(batch.commands), next_seq)
         self._promoted: dict[int, str] = {}
+        self._withheld: Counter[str] = Counter()
         self._purged = 0
+        self._tasks_left = MOST_CLAIMED
         self._bytes_left = LARGEST_BATCH_BYTES
 
     def run(self) -> None:
@@ -62,7 +70,7 @@ class Transaction:
             self.outcomes[place] = self._do_chore(chore)
         for alike in _runs_of_same_types(claimants):
             self._serve(alike)
-        self.next_due = self._earliest(self.work.waiting_run_at())
+        self.next_due = self._earliest_due(chores)
         if self.has_changed:
             self._count()
 
@@ -72,8 +80,8 @@ class Transaction:
         return self.work.has_changed or bool(self._promoted or self._purged)
 
     def ready(self) -> dict[str, int]:
-        """How many tasks of each type became claimable and were not handed out."""
-        return self.work.newly_ready() + Counter(self._promoted.values())
+        """How many tasks of each type became claimable, or are, and were not handed out."""
+        return self.work.newly_ready() + Counter(self._promoted.values()) + self._withheld
 
     def pending_change(self) -> int:
         """By how many the pending tasks have grown."""
@@ -91,7 +99,10 @@ class Transaction:
         ]
         if not ids:
             return []
-        return load_tasks(self._connection, sql.LOAD, (msgspec.json.encode(ids).decode(),))
+        tasks = load_tasks(self._connection, sql.LOAD, (msgspec.json.encode(ids).decode(),))
+        if not {task.id for task in tasks}.issubset(ids):
+            raise DataDamaged("the index of ids leads to a task that was not asked for")
+        return tasks
 
     def _decide(self, command: Any) -> Outcome | TaskQueueError:
         try:
@@ -101,93 +112,127 @@ class Transaction:
         except TaskQueueError as error:
             return error
 
-    def _do_chore(self, chore: Promote | Purge) -> int:
-        return self._promote(chore) if isinstance(chore, Promote) else self._purge(chore)
+    def _do_chore(self, chore: Promote | Purge) -> int | TaskQueueError:
+        try:
+            return self._promote(chore) if isinstance(chore, Promote) else self._purge(chore)
+        except DataDamaged as error:
+            return error
 
     def _promote(self, chore: Promote) -> int:
-        due = _DUE.decode(sql.row_of(self._connection, sql.DUE, (self._batch.wall, chore.limit))[0])
+        due = sql.decoded(self._connection, _DUE, sql.DUE, (self._batch.wall, chore.limit))
         if due:
             self._connection.execute(sql.PROMOTE, (sql.as_json_numbers(seq for seq, _ in due),))
             self._promoted.update(due)
-        self.next_due = self._earliest(sql.row_of(self._connection, sql.NEXT_DUE, ())[0])
         return len(due)
 
     def _purge(self, chore: Purge) -> int:
-        answer = sql.row_of(self._connection, sql.PAST_RETENTION, (chore.before, chore.limit))
-        finished = _FINISHED.decode(answer[0])
+        finished = sql.decoded(
+            self._connection, _FINISHED, sql.PAST_RETENTION, (chore.before, chore.limit)
+        )
+        if any(
+            status not in _PURGEABLE or updated_at >= chore.before
+            for _, _, status, _, updated_at in finished
+        ):
+            raise DataDamaged("the index of ended tasks leads to one that may not be deleted")
         if finished:
             seqs = sql.as_json_numbers(seq for seq, *_ in finished)
             for deletion in sql.DELETIONS:
                 self._connection.execute(deletion, (seqs,))
-            for _, task_type, status, priority in finished:
+            for _, task_type, status, priority, _ in finished:
                 self.work.tally.remove(task_type, status, tier_of(priority), 1)
             self._purged += len(finished)
         return len(finished)
 
     def _serve(self, claimants: list[Claimant]) -> None:
         """Deal ready tasks out to claims on the same types, first come, first served."""
+        try:
+            parts, payloads = self._choose(claimants)
+        except DataDamaged as error:
+            for place, _ in claimants:
+                self.outcomes[place] = error
+            return
+        for (place, claim), part in zip(claimants, parts, strict=True):
+            claimed: list[ClaimedTask] = []
+            for task in part:
+                payload = payloads[task.seq]
+                self._promoted.pop(task.seq, None)
+                self._bytes_left -= len(payload)
+                claimed.append(ClaimedTask(self.work.claim(task, claim.worker_id), payload))
+            self._tasks_left -= len(claimed)
+            self.outcomes[place] = claimed
+        self._write()
+
+    def _choose(self, claimants: list[Claimant]) -> tuple[list[list[Task]], dict[int, bytes]]:
+        """Each claim's tasks, and their payloads; what is damaged is set aside on the way."""
         while True:
-            plan = self._plan(claimants, self._pick(claimants))
-            payloads = self._payloads([task for _, task in plan])
+            picked = self._pick(claimants)
+            parts = self._deal(claimants, picked)
+            number = sum(map(len, parts))
+            payloads = self._payloads(picked[:number])
             damaged = [
-                task for _, task in plan if zlib.crc32(payloads[task.seq]) != task.payload_crc
+                task
+                for task, _ in picked[:number]
+                if zlib.crc32(payloads[task.seq]) != task.payload_crc
             ]
             if not damaged:
-                break
+                if number < len(picked):
+                    self._note_withheld(picked[number][0].task_type, claimants, parts)
+                return parts, payloads
             for task in damaged:
                 self._promoted.pop(task.seq, None)
                 self.work.bury_damaged(task)
             self._write()
-        served: dict[int, list[ClaimedTask]] = {place: [] for place, _ in claimants}
-        workers = {place: claim.worker_id for place, claim in claimants}
-        for place, task in plan:
-            payload = payloads[task.seq]
-            self._promoted.pop(task.seq, None)
-            self._bytes_left -= len(payload)
-            served[place].append(ClaimedTask(self.work.claim(task, workers[place]), payload))
-        for place, claimed in served.items():
-            self.outcomes[place] = claimed
-        self._write()
 
     def _pick(self, claimants: list[Claimant]) -> list[tuple[Task, int]]:
-        types = claimants[0][1].task_types
+        types = set(claimants[0][1].task_types)
         limit = sum(claim.limit for _, claim in claimants)
+        # One more than may be handed out tells whether there is more.
+        limit = min(limit, self._tasks_left + 1)
         bindings = [value for name in types for value in (name, limit)]
-        return _PICKED.decode(
-            sql.row_of(self._connection, sql.pick(len(types)), (*bindings, limit))[0]
-        )
+        picked = sql.decoded(self._connection, _PICKED, sql.pick(len(types)), (*bindings, limit))
+        if any(task.task_type not in types or task.status not in CLAIMABLE for task, _ in picked):
+            raise DataDamaged("the index of ready tasks leads to one that may not be claimed")
+        return picked
 
-    def _plan(
-        self, claimants: list[Claimant], picked: list[tuple[Task, int]]
-    ) -> list[tuple[int, Task]]:
-        """Who gets which task: in order, within each claim's number and the limits on bytes."""
-        plan: list[tuple[int, Task]] = []
+    def _deal(self, claimants: list[Claimant], picked: list[tuple[Task, int]]) -> list[list[Task]]:
+        """Who gets which task: in order, within each claim's number and the limits of a batch."""
         bytes_left = self._bytes_left
-        following = iter(picked)
+        following = iter(picked[: self._tasks_left])
         upcoming = next(following, None)
-        for place, claim in claimants:
-            number, size = 0, 0
-            while upcoming is not None and number < claim.limit:
+        parts: list[list[Task]] = []
+        for _, claim in claimants:
+            part: list[Task] = []
+            size = 0
+            while upcoming is not None and len(part) < claim.limit:
                 task, weight = upcoming
-                is_too_heavy = number and size + weight > LARGEST_CLAIM_BYTES
+                is_too_heavy = part and size + weight > LARGEST_CLAIM_BYTES
                 if is_too_heavy or weight > bytes_left:
                     break
-                plan.append((place, task))
-                number, size = number + 1, size + weight
+                part.append(task)
+                size += weight
                 bytes_left -= weight
                 upcoming = next(following, None)
-        return plan
+            parts.append(part)
+        return parts
 
-    def _payloads(self, tasks: list[Task]) -> dict[int, bytes]:
-        if not tasks:
-            return {}
-        wanted = sql.as_json_numbers(task.seq for task in tasks)
-        sizes, joined = sql.row_of(self._connection, sql.PAYLOADS, (wanted,))
-        payloads = {task.seq: b"" for task in tasks}
-        start = 0
-        for seq, size in _PAIRS.decode(sizes):
-            payloads[seq] = joined[start : start + size] if size else b""
-            start += size
+    def _note_withheld(
+        self, task_type: str, claimants: list[Claimant], parts: list[list[Task]]
+    ) -> None:
+        # A claim that goes empty-handed for the limits' sake must be woken for what is left.
+        for (_, claim), part in zip(claimants, parts, strict=True):
+            if not part:
+                self._withheld[task_type] += claim.limit
+
+    def _payloads(self, picked: list[tuple[Task, int]]) -> dict[int, bytes]:
+        """The bytes of tasks by their seq; where they are lost, none."""
+        payloads = {task.seq: b"" for task, _ in picked}
+        for seqs in _cut_by_weight(picked):
+            sizes, joined = sql.row_of(self._connection, sql.PAYLOADS, (sql.as_json_numbers(seqs),))
+            start = 0
+            for seq, size in _PAIRS.decode(sizes):
+                if size:
+                    payloads[seq] = joined[start : start + size]
+                    start += size
         return payloads
 
     def _write(self) -> None:
@@ -228,9 +273,14 @@ class Transaction:
             self._connection.execute(
                 sql.ADD_TO_MINUTE, (minute, seen.completed, seen.failed, seen.busy)
             )
+            self._connection.execute(sql.FORGET_MINUTES, (minute - MINUTES_KEPT,))
 
-    def _earliest(self, moment: int | None) -> int | None:
-        return min((one for one in (self.next_due, moment) if one is not None), default=None)
+    def _earliest_due(self, chores: list[tuple[int, Promote | Purge]]) -> int | None:
+        """The earliest task that the batch left waiting; after a promotion, of all that wait."""
+        if any(isinstance(chore, Promote) for _, chore in chores):
+            due: int | None = sql.row_of(self._connection, sql.NEXT_DUE)[0]
+            return due
+        return self.work.waiting_run_at()
 
 
 def _runs_of_same_types(claimants: list[Claimant]) -> list[list[Claimant]]:
@@ -241,6 +291,20 @@ def _runs_of_same_types(claimants: list[Claimant]) -> list[list[Claimant]]:
         else:
             runs.append([claimant])
     return runs
+
+
+def _cut_by_weight(picked: list[tuple[Task, int]]) -> Iterator[list[int]]:
+    # In parts, since the joined bytes of a part are in memory several times over.
+    part: list[int] = []
+    size = 0
+    for task, weight in picked:
+        if part and size + weight > LARGEST_CLAIM_BYTES:
+            yield part
+            part, size = [], 0
+        part.append(task.seq)
+        size += weight
+    if part:
+        yield part
 
 
 def _readiness(task: Task, wall: int) -> int | None:

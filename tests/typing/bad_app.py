@@ -1,0 +1,38 @@
+"""Mistakes in declaring and submitting tasks: each marked line is one that the checkers find."""
+
+from taskqueue import App, Context
+
+app = App()
+
+
+@app.task(retries=5)
+async def send_email(ctx: Context, to: str, subject: str = "Hello") -> str:
+    return to + subject + ctx.task_id
+
+
+@app.task
+def add(a: int, b: int = 0) -> int:
+    return a + b
+
+
+@app.task(retrys=5)  # error
+def misspelt() -> None: ...
+
+
+@app.raw("text")  # error
+def not_bytes(payload: str) -> str:
+    return payload
+
+
+async def mistakes() -> None:
+    await send_email.submit(3)  # error
+    await send_email.submit()  # error
+    await send_email.submit("ada@example.org", title="Hi")  # error
+    await send_email.submit("ada@example.org", "Hi", "more")  # error
+    await add.submit(1, b="2")  # error
+    await add.options(prio=255).submit(1)  # error
+    await add.options(priority="high").submit(1)  # error
+    handle = await add.submit(1)
+    length = len(await handle.result())  # error
+    text: str = add.submit_sync(1).result_sync()  # error
+    print(length, text)
