@@ -16,6 +16,10 @@ class Hole:
         self.swallows_requests = False
         self.swallows_answers = False
         self.connections = 0
+        self.held = 0
+        """How many times answers have been held up since `hold_answers`."""
+        self._may_answer = asyncio.Event()
+        self._may_answer.set()
         self._broker_port = port
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -31,6 +35,15 @@ class Hole:
     def heal(self) -> None:
         """Let everything through again that has no gap."""
         self.swallows_requests = self.swallows_answers = False
+
+    def hold_answers(self) -> None:
+        """Keep answers back until `let_go`."""
+        self.held = 0
+        self._may_answer.clear()
+
+    def let_go(self) -> None:
+        """Let answers through that were kept back."""
+        self._may_answer.set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Carry one connection until both ends have closed it, or the broker has."""
@@ -68,6 +81,9 @@ class Hole:
             is_cut = False
             while data := await reader.read(65_536):
                 is_cut = is_cut or getattr(self, switch)
+                if switch == "swallows_answers" and not self._may_answer.is_set():
+                    self.held += 1
+                    await self._may_answer.wait()
                 if not is_cut:
                     writer.write(data)
         with suppress(OSError):

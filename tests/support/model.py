@@ -16,7 +16,6 @@ from taskqueue.core.commands import (
     Claim,
     Command,
     Complete,
-    Fail,
     Outcome,
     Progress,
     Promote,
@@ -295,7 +294,7 @@ class ModelStorage(Storage):
         minute = self.minutes.setdefault(self.now // MINUTE * MINUTE, Minute())
         if task.last_event is Event.COMPLETE:
             minute.completed += 1
-            minute.busy += self.steady - (task.claimed_at or 0)
+            minute.busy += max(0, self.steady - (task.claimed_at or 0))
         elif task.last_event in (Event.FAIL, Event.LOSE, Event.TIME_OUT):
             minute.failed += 1
         return task

@@ -7,6 +7,7 @@ from pathlib import Path
 from taskqueue.core.batch import Applied, Batch
 from taskqueue.core.clock import ManualClock
 from taskqueue.core.commands import Command, Submit
+from taskqueue.core.errors import TaskQueueError
 from taskqueue.core.task import ClaimedTask, Task
 from taskqueue.storage.engines import open_storage
 from taskqueue.storage.port import Storage, TaskQuery
@@ -38,8 +39,10 @@ async def submitted(storage: Storage, submit: Submit) -> Task:
 
 
 async def claimed(storage: Storage, command: Command) -> list[ClaimedTask]:
-    """What a claim alone gets."""
+    """What a claim alone gets; its error raised."""
     outcome = (await apply(storage, command)).outcomes[0]
+    if isinstance(outcome, TaskQueueError):
+        raise outcome
     assert isinstance(outcome, list)
     return outcome
 

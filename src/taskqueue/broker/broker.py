@@ -236,7 +236,7 @@ class Broker:
         self._watch.tell(batch, applied)
         for task in applied.moved:
             if task.last_event is Event.COMPLETE and task.claimed_at is not None:
-                seconds = (batch.steady - task.claimed_at) / SECOND
+                seconds = max(0, batch.steady - task.claimed_at) / SECOND
                 self.metrics.attempt_ended(task.task_type, seconds)
         if applied.ready:
             self._claims.wake(applied.ready)

@@ -7,7 +7,7 @@ module keeps the books of one batch.
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from msgspec import Struct, field, structs
 
@@ -17,6 +17,7 @@ from taskqueue.core.errors import TaskNotFound, TaskQueueError
 from taskqueue.core.task import CLAIMABLE, Event, Failure, Status, Task, Tier, tier_of
 
 MINUTE = 60_000_000
+_FAILED_ATTEMPT: Final = (Event.FAIL, Event.LOSE, Event.TIME_OUT)
 
 
 class Batch(Struct, frozen=True):
@@ -60,30 +61,46 @@ class Minute(Struct):
 
 
 class Tally(Struct):
-    """Changes to the counters: tasks present, tasks that ever entered, the current minute."""
+    """Changes to the counters, summed by kind of step, and what the current minute saw."""
 
-    present: Counter[CounterKey] = field(default_factory=Counter[CounterKey])
-    entered: Counter[CounterKey] = field(default_factory=Counter[CounterKey])
     minute: Minute = field(default_factory=Minute)
+    _steps: dict[tuple[str, Status | None, Status | None, Tier], int] = field(
+        default_factory=dict[tuple[str, Status | None, Status | None, Tier], int]
+    )
 
     def move(self, before: Task | None, after: Task, steady: int) -> None:
         """Count one change of a task; `before` is None for a new one."""
-        tier = tier_of(after.priority)
-        if before is not None:
-            self.present[CounterKey(before.task_type, before.status, tier)] -= 1
-        key = CounterKey(after.task_type, after.status, tier)
-        self.present[key] += 1
-        self.entered[key] += 1
-        if after.last_event is Event.COMPLETE:
+        was = None if before is None else before.status
+        self._add(after.task_type, was, after.status, tier_of(after.priority))
+        event = after.last_event
+        if event is Event.COMPLETE:
             self.minute.completed += 1
             # Negative where a stall was forgiven, or the clock set, since the claim.
             self.minute.busy += max(0, steady - (after.claimed_at or steady))
-        elif after.last_event in (Event.FAIL, Event.LOSE, Event.TIME_OUT):
+        elif event in _FAILED_ATTEMPT:
             self.minute.failed += 1
 
-    def remove(self, task_type: str, status: Status, tier: Tier, number: int) -> None:
-        """Count tasks that were deleted."""
-        self.present[CounterKey(task_type, status, tier)] -= number
+    def remove(self, task_type: str, status: Status, tier: Tier) -> None:
+        """Count a task that was deleted."""
+        self._add(task_type, status, None, tier)
+
+    def changes(self) -> dict[CounterKey, tuple[int, int]]:
+        """By how many the tasks under each key have grown, and how many came under it."""
+        changes: dict[CounterKey, tuple[int, int]] = {}
+        for (task_type, was, now, tier), number in self._steps.items():
+            if was is not None:
+                key = CounterKey(task_type, was, tier)
+                present, entered = changes.get(key, (0, 0))
+                changes[key] = present - number, entered
+            if now is not None:
+                key = CounterKey(task_type, now, tier)
+                present, entered = changes.get(key, (0, 0))
+                changes[key] = present + number, entered + number
+        return changes
+
+    def _add(self, task_type: str, was: Status | None, now: Status | None, tier: Tier) -> None:
+        step = task_type, was, now, tier
+        self._steps[step] = self._steps.get(step, 0) + 1
 
 
 class Changes(Struct):

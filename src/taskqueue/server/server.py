@@ -5,6 +5,8 @@ its constructor.
 """
 
 import asyncio
+import contextlib
+import resource
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -44,6 +46,7 @@ async def serve(settings: Settings, on_ready: Callable[[Endpoints], None]) -> No
     Calls `on_ready` once it takes requests. Raises PortTaken where an address cannot be had,
     and TaskQueueError where the storage cannot be opened.
     """
+    _allow_many_files()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in STOP_SIGNALS:
@@ -82,6 +85,13 @@ async def running(settings: Settings) -> AsyncIterator[Endpoints]:
             await asyncio.gather(native.close(), rest.close())
     finally:
         await storage.close()
+
+
+def _allow_many_files() -> None:
+    """Take as many file descriptors as the system lets us: each client needs one."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 async def _listen(door: RespDoor | RestDoor, address: Address) -> Address:

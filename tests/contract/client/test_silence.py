@@ -106,6 +106,30 @@ async def test_a_broker_that_is_full_is_tried_again(door: NativeDoor, connect: C
         server.close()
 
 
+async def test_a_broker_that_hangs_up_unasked_is_connected_to_anew(
+    door: NativeDoor, connect: ConnectTo, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = 0
+
+    async def hang_up_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        asked += 1
+        if asked > 1:
+            await hole.serve(reader, writer)
+            return
+        await reader.readuntil(b"3\r\n")
+        writer.write(b"%0\r\n-ERR you have been idle\r\n")
+        await reader.read()
+        writer.close()
+
+    async with a_hole(door.port) as hole:
+        server = await asyncio.start_server(hang_up_once, "127.0.0.1", 0)
+        client = connect(f"127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        assert (await client.health()).status == "healthy"
+        server.close()
+    assert (asked, caplog.records) == (2, [])
+
+
 async def test_more_than_one_slice_of_many_keeps_their_order(
     door: NativeDoor, client: AsyncClient
 ) -> None:

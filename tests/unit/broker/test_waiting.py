@@ -3,7 +3,10 @@
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from taskqueue.core.task import Status
+from taskqueue.storage.sqlite import transaction
 from taskqueue.wire import messages as m
 from tests.support.broker import a_broker, claimed, submitted, until_parked
 
@@ -74,6 +77,17 @@ async def test_a_waiting_claim_is_woken_by_release_retry_and_failure_without_del
         await broker.retry(m.TaskRequest(task_id=task.id))
         [fourth] = await waiting
         assert (fourth.task.token, fourth.task.retry_count) == (4, 0)
+
+
+async def test_claims_denied_for_the_size_of_a_transaction_are_served_by_the_next_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transaction, "MOST_CLAIMED", 2)
+    async with a_broker(tmp_path) as broker:
+        tasks = [await submitted(broker) for _ in range(9)]
+        waiting = [claimed(broker, wait_ms=60_000) for _ in range(9)]
+        parts = await asyncio.wait_for(asyncio.gather(*waiting), 10)
+        assert [one.task.id for part in parts for one in part] == [task.id for task in tasks]
 
 
 async def test_a_claim_of_other_types_sleeps_on(tmp_path: Path) -> None:

@@ -13,8 +13,7 @@ from taskqueue import Context
 from taskqueue.client.address import BrokerAddress
 from taskqueue.worker.attempt import FORKED_EXIT
 from taskqueue.worker.runner import Worker, WorkerSettings
-from tests.support.broker import submitted
-from tests.support.door import until
+from tests.support.door import PATIENCE, until
 from tests.support.hole import Hole, a_hole
 from tests.unit.worker.conftest import Bench
 
@@ -57,7 +56,7 @@ async def test_a_worker_that_hears_nothing_stops_its_handlers_when_its_lease_is_
         handle = await slow.submit()
         await has_begun.wait()
         hole.swallow()
-        await was_stopped.wait()
+        await asyncio.wait_for(was_stopped.wait(), PATIENCE)
         assert (await handle.status()).status == "in_progress"  # the broker has not been told
         hole.heal()
         await beating.take_back(handle.task_id)
@@ -115,9 +114,8 @@ async def test_a_report_whose_answer_vanishes_is_repeated_with_its_token(
     assert runs == [handle.task_id, other.task_id]
 
 
-@pytest.mark.parametrize("turns", range(12))
 async def test_what_was_claimed_as_the_worker_was_told_to_stop_goes_back_at_once(
-    bench: Bench, turns: int
+    bench: Bench,
 ) -> None:
     has_begun, may_end = asyncio.Event(), asyncio.Event()
 
@@ -126,22 +124,25 @@ async def test_what_was_claimed_as_the_worker_was_told_to_stop_goes_back_at_once
         has_begun.set()
         await may_end.wait()
 
-    worker = await bench.work()
-    running = await slow.submit()
-    await has_begun.wait()
-    late = asyncio.create_task(submitted(bench.door.broker, "slow"))
-    for _ in range(turns):
-        await asyncio.sleep(0)
-    worker.stop()
-    task = await late
-    # While the first one still runs: nothing waits for the worker's end.
-    client = bench.app.client
-    statuses = [await client.get_status(task.id) for _ in range(3)]
-    while statuses[-1].status == "in_progress":
-        statuses.append(await client.get_status(task.id))
-    assert (statuses[-1].status, statuses[-1].retry_count) == ("pending", 0)
-    may_end.set()
-    await running.result()
+    async with a_hole(bench.door.port) as hole, a_worker_behind(hole, bench) as worker:
+        running = await slow.submit()
+        await has_begun.wait()
+        hole.hold_answers()
+        late = await slow.submit()
+        async with asyncio.timeout(PATIENCE):
+            while (await late.status()).status != "in_progress":
+                pass
+        await until(lambda: hole.held >= 1)  # its claim is on its way to the worker
+        worker.stop()
+        hole.let_go()
+        async with asyncio.timeout(PATIENCE):
+            while (status := await late.status()).status != "pending":
+                pass
+        # The first one still runs: nothing waited for the worker's end.
+        assert (await running.status()).status == "in_progress"
+        assert (status.retry_count, status.failures) == (0, [])
+        may_end.set()
+        await running.result()
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")

@@ -124,10 +124,9 @@ def decoded(
     bindings: Sequence[Any] = (),
 ) -> Rows:
     """What a statement returns as one JSON array. Raises DataDamaged where it makes no sense."""
-    answer = row_of(connection, statement, bindings)[0]
     try:
-        return decoder.decode(answer)
-    except (msgspec.MsgspecError, ValueError) as error:
+        return decoder.decode(row_of(connection, statement, bindings)[0])
+    except (apsw.SQLError, msgspec.MsgspecError, ValueError) as error:
         raise DataDamaged(f"a stored row makes no sense: {error}") from error
 
 

@@ -86,8 +86,8 @@ class Transaction:
     def pending_change(self) -> int:
         """By how many the pending tasks have grown."""
         return sum(
-            number
-            for key, number in self.work.tally.present.items()
+            present
+            for key, (present, _) in self.work.tally.changes().items()
             if key.status is Status.PENDING
         )
 
@@ -139,7 +139,7 @@ class Transaction:
             for deletion in sql.DELETIONS:
                 self._connection.execute(deletion, (seqs,))
             for _, task_type, status, priority, _ in finished:
-                self.work.tally.remove(task_type, status, tier_of(priority), 1)
+                self.work.tally.remove(task_type, status, tier_of(priority))
             self._purged += len(finished)
         return len(finished)
 
@@ -254,8 +254,7 @@ class Transaction:
     def _count(self) -> None:
         tally = self.work.tally
         rows: dict[CounterKey, tuple[int, int]] = {}
-        for key in tally.present.keys() | tally.entered.keys():
-            present, entered = tally.present[key], tally.entered[key]
+        for key, (present, entered) in tally.changes().items():
             of_all = CounterKey("", key.status, key.tier)
             before = rows.get(of_all, (0, 0))
             rows[of_all] = (before[0] + present, before[1] + entered)
