@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import NamedTuple, cast
 
@@ -28,7 +29,7 @@ def frame(*words: bytes) -> bytes:
     return b"".join(parts)
 
 
-class Load(asyncio.Protocol):
+class Load(asyncio.Protocol, ABC):
     """One connection that makes requests until told to stop."""
 
     def __init__(self) -> None:
@@ -46,9 +47,9 @@ class Load(asyncio.Protocol):
         if not self.at_rest.done():
             self.at_rest.set_exception(exc or ConnectionError("the broker hung up"))
 
+    @abstractmethod
     def begin(self, number: int) -> None:
         """Make `number` requests in all."""
-        raise NotImplementedError("each kind of load begins in its own way")
 
     def stop(self) -> None:
         """Begin no more of them."""
