@@ -24,13 +24,13 @@ apt=(apt-get -qq -o "Dir::State::lists=$state/lists" -o "Dir::Cache=$state"
     "${apt[@]}" download "$package" || true
   done)
 for package in "$state"/archives/*.deb; do
-  dpkg-deb -x "$package" "$tools/root"
+  dpkg-deb -x "$package" "$tools/files"
 done
 
-libraries=$(find "$tools/root" -name '*.so*' -printf '%h\n' | sort -u | paste -sd:)
+libraries=$(find "$tools/files" -name '*.so*' -printf '%h\n' | sort -u | paste -sd:)
 for tool in redis-cli redis-benchmark; do
   printf '#!/bin/sh\nLD_LIBRARY_PATH="%s:$LD_LIBRARY_PATH" exec "%s" "$@"\n' \
-    "$libraries" "$tools/root/usr/bin/$tool" >"$tools/bin/$tool"
+    "$libraries" "$tools/files/usr/bin/$tool" >"$tools/bin/$tool"
   chmod +x "$tools/bin/$tool"
 done
 "$tools/bin/redis-cli" --version

@@ -53,9 +53,9 @@ def test_the_sdk_brings_no_server_along() -> None:
 
 
 def test_the_repository_speaks_of_the_product_alone() -> None:
-    places = re.compile(
-        r"(?<![\w}])/root/"
-    )
+    registries = r"(?:pypi|pythonhosted|npmjs|debian)\.(?:org|com|net)"
+    here = "|".join(rf"(?<![\w}}]){re.escape(str(place))}/" for place in (ROOT, Path.home()))
+    places = re.compile(f"{registries}|{here}")
     found = {
         str(file): match[0]
         for file in tracked()

@@ -1,4 +1,4 @@
-"""A storage whose transactions end when the test says so."""
+"""Storages whose transactions end when the test says so."""
 
 import asyncio
 from collections.abc import Sequence
@@ -6,6 +6,20 @@ from collections.abc import Sequence
 from taskqueue.core.batch import Applied, Batch, Minute
 from taskqueue.core.task import Status, Task, TaskDetail
 from taskqueue.storage.port import Count, Storage, TaskQuery, Totals
+from tests.support.model import ModelStorage
+
+
+class SlowStorage(ModelStorage):
+    """The model of a queue, whose transactions begin only while `may_commit` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_commit = asyncio.Event()
+        self.may_commit.set()
+
+    async def apply(self, batch: Batch) -> Applied:
+        await self.may_commit.wait()
+        return await super().apply(batch)
 
 
 class GatedStorage(Storage):

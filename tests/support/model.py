@@ -64,32 +64,36 @@ class ModelStorage(Storage):
         self.now, self.steady = batch.wall, batch.steady
         self.moved: list[Task] = []
         self.promoted: set[str] = set()
-        self.due: list[int] = []
         outcomes: list[Outcome | TaskQueueError] = [0] * len(batch.commands)
         # The order inside a transaction: words about tasks, then chores, then claims.
         self._each(batch, outcomes, lambda one: not isinstance(one, Promote | Purge | Claim))
         self._each(batch, outcomes, lambda one: isinstance(one, Promote | Purge))
         self._each(batch, outcomes, lambda one: isinstance(one, Claim))
         changed = {task.id for task in self.moved}
-        touched = changed | {self._id_of(one) for one in batch.commands}
         ready = Counter(
             self.tasks[one].task_type
             for one in changed | self.promoted
             if one in self.tasks and one in self.claimable
         )
-        self.due += [
-            self.tasks[one].run_at
-            for one in touched
-            if one in self.tasks
-            and self.tasks[one].status in WAITING
-            and self.tasks[one].run_at > self.now
-        ]
         return Applied(
             outcomes,
             self.moved,
             dict(ready),
-            min(self.due, default=None),
+            await self._earliest_left_waiting(batch),
             sum(task.status is Status.PENDING for task in self.tasks.values()),
+        )
+
+    async def _earliest_left_waiting(self, batch: Batch) -> int | None:
+        if any(isinstance(one, Promote) for one in batch.commands):
+            return await self.next_due()
+        touched = {self._id_of(one) for one in batch.commands} & self.tasks.keys()
+        return min(
+            (
+                self.tasks[one].run_at
+                for one in touched
+                if self.tasks[one].status in WAITING and self.tasks[one].run_at > self.now
+            ),
+            default=None,
         )
 
     def _each(self, batch: Batch, outcomes: list[Outcome | TaskQueueError], wanted: Any) -> None:
@@ -185,6 +189,7 @@ class ModelStorage(Storage):
                         task,
                         Event.RELEASE,
                         status=Status.PENDING,
+                        run_at=min(task.run_at, self.now),
                         deadline=None,
                         worker_id=None,
                     )
@@ -264,7 +269,6 @@ class ModelStorage(Storage):
         chosen = {task.id for task in due[: command.limit]}
         self.claimable |= chosen
         self.promoted |= chosen
-        self.due += [task.run_at for task in waiting if task.id not in chosen]
         return len(chosen)
 
     def _purge(self, command: Purge) -> int:

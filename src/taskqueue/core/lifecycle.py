@@ -160,7 +160,9 @@ def _end_attempt(
         case Complete():
             return _move(task, event, wall, deadline=None), None
         case Release():
-            return _move(task, event, wall, deadline=None, worker_id=None), None
+            # Its time had come; a clock that was set back since must not put it off again.
+            run_at = min(task.run_at, wall)
+            return _move(task, event, wall, run_at=run_at, deadline=None, worker_id=None), None
         case Fail():
             return _end_in_failure(task, word, wall)
         case _:

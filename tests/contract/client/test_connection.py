@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 
@@ -137,13 +138,14 @@ async def test_a_broker_that_is_silent_is_not_waited_for_longer_than_the_timeout
     connect: ConnectTo,
 ) -> None:
     async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"3\r\n")
-        writer.write(b"+OK\r\n")
-        await reader.read()
+        with suppress(asyncio.IncompleteReadError):  # a client that gave up as it came
+            await reader.readuntil(b"3\r\n")
+            writer.write(b"+OK\r\n")
+            await reader.read()
         writer.transport.abort()
 
     server = await asyncio.start_server(listen, "127.0.0.1", 0)
-    client = connect(f"127.0.0.1:{server.sockets[0].getsockname()[1]}", timeout=0.1)
+    client = connect(f"127.0.0.1:{server.sockets[0].getsockname()[1]}", timeout=0.5)
     for asked in (client.stats(), client.cancel("x"), client.wait_for_result("x", timeout=0.1)):
         with pytest.raises(OutcomeUnknown):
             await asked

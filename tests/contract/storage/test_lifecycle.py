@@ -217,6 +217,16 @@ async def test_a_release_costs_no_retry_and_keeps_the_place(queue: Queue) -> Non
     assert [one.task.id for one in await queue.claim(limit=2)] == [first.id, second.id]
 
 
+async def test_a_task_released_after_the_clock_was_set_back_need_not_wait_for_it(
+    queue: Queue,
+) -> None:
+    task = await queue.running()
+    queue.clock.advance(-3600)
+    applied = await queue.apply(Release(task.id, task.token))
+    assert applied.next_due is None
+    assert [one.task.id for one in await queue.claim()] == [task.id]
+
+
 async def test_a_lost_worker_costs_a_retry_without_a_delay(queue: Queue) -> None:
     task = await queue.running()
     lost = await queue.do(TakeBack(task.id, task.token, Event.LOSE, "gone"))

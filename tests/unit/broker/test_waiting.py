@@ -9,6 +9,7 @@ from taskqueue.core.task import Status
 from taskqueue.storage.sqlite import transaction
 from taskqueue.wire import messages as m
 from tests.support.broker import a_broker, claimed, submitted, until_parked
+from tests.support.gate import SlowStorage
 
 
 async def test_a_waiting_claim_gets_a_task_as_soon_as_it_is_submitted(tmp_path: Path) -> None:
@@ -145,6 +146,24 @@ async def test_a_caller_is_told_when_the_task_ends_and_sees_the_result(tmp_path:
         )
         detail = await asyncio.wait_for(reader, 5)
         assert (detail.task.status, detail.result) == (Status.COMPLETED, b"done")
+
+
+async def test_a_caller_is_told_of_no_end_before_it_is_durable(tmp_path: Path) -> None:
+    storage = SlowStorage()
+    async with a_broker(tmp_path, storage=storage) as broker:
+        task = await submitted(broker)
+        [one] = await claimed(broker)
+        reader = asyncio.ensure_future(
+            broker.get(m.WaitRequest(task_id=task.id, wait_ms=3_600_000))
+        )
+        await until_parked()
+        storage.may_commit.clear()
+        done = broker.complete(m.CompleteRequest(task_id=task.id, token=one.task.token))
+        await until_parked()
+        assert not reader.done()
+        storage.may_commit.set()
+        await done
+        assert (await asyncio.wait_for(reader, 5)).task.status is Status.COMPLETED
 
 
 async def test_a_caller_whose_wait_is_over_gets_the_present_state(tmp_path: Path) -> None:
