@@ -168,6 +168,8 @@ def _words(story: Story) -> Broken:
 
 
 def _repeats(story: Story) -> Broken:
+    if story.task.status is Status.CANCELLED:
+        return  # an operator's word came after the attempt's: the repeat finds the task moved on
     last = [word for word in story.words if word.args.token == story.task.token]
     for word in last:
         accepted = [other for other in story.accepted(word.op) if other in last]
