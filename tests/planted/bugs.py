@@ -1,6 +1,7 @@
-"""Deliberate bugs, each a switch, and which promise it breaks. The list only ever grows.
+"""Deliberate bugs, each a switch that breaks one promise. The list only ever grows.
 
-A bug that was found in the product belongs here too, so that it stays caught.
+A bug that was found in the product belongs here too, so that it stays caught. `table` says which
+check of the suite each one has to fail.
 """
 
 from collections.abc import Callable
@@ -10,14 +11,23 @@ import pytest
 from msgspec.structs import replace
 
 from taskqueue.broker import ledger
+from taskqueue.broker.broker import Broker
+from taskqueue.broker.upkeep import Upkeep
+from taskqueue.broker.workers import Workers
 from taskqueue.core import batch, lifecycle
 from taskqueue.core.batch import Batch, Tally, WorkingSet
-from taskqueue.core.commands import Complete, Fail, Release
-from taskqueue.core.errors import InvalidStatus, TaskQueueError
+from taskqueue.core.clock import SECOND, Clock, ManualClock
+from taskqueue.core.commands import Complete, Fail, Purge, Release
+from taskqueue.core.errors import InvalidStatus, OutcomeUnknown, TaskQueueError
 from taskqueue.core.task import Event, Status, Task
-from taskqueue.storage.sqlite import statements, transaction
+from taskqueue.storage.sqlite import reader, statements, transaction, writer
+from taskqueue.storage.sqlite.mark import CommitMark
 
 Patch = pytest.MonkeyPatch
+Bug = Callable[[Patch], None]
+
+
+# What a word may do to a task.
 
 
 def token_not_compared(patch: Patch) -> None:
@@ -37,37 +47,6 @@ def status_guard_dropped(patch: Patch) -> None:
             return replace(task, status=after, last_event=event)
 
     patch.setattr(lifecycle, "_move", move)
-
-
-def acknowledged_before_the_commit(patch: Patch) -> None:
-    """Callers are told that all is well while the transaction is still under way."""
-    real = ledger.Ledger._commit
-
-    async def commit(self: Any, commands: Any, receivers: Any) -> None:
-        for receiver in receivers:
-            if not receiver.done():
-                receiver.set_result(0)
-        await real(self, commands, receivers)
-
-    patch.setattr(ledger.Ledger, "_commit", commit)
-
-
-def order_broken_at_equal_times(patch: Patch) -> None:
-    """Of two tasks ready at the same moment the later one goes first."""
-    real = statements.pick.__wrapped__
-    patch.setattr(
-        statements,
-        "pick",
-        lambda types: real(types).replace("run_at, seq", "run_at, seq DESC"),
-    )
-
-
-def priority_ignored(patch: Patch) -> None:
-    """First in first out, whatever the priority."""
-    real = statements.pick.__wrapped__
-    patch.setattr(
-        statements, "pick", lambda types: real(types).replace("priority DESC, run_at", "run_at")
-    )
 
 
 def token_not_raised(patch: Patch) -> None:
@@ -101,6 +80,22 @@ def retry_not_counted(patch: Patch) -> None:
     patch.setattr(lifecycle, "_retry_or_bury", fail)
 
 
+def delay_forgotten(patch: Patch) -> None:
+    """A failed task comes back at once."""
+    patch.setattr(lifecycle, "delay_before", lambda _retry, _spread: 0)
+
+
+def lost_worker_costs_a_delay(patch: Patch) -> None:
+    """A task whose worker died waits as if it had failed."""
+    real = lifecycle._retry_or_bury
+
+    def fail(task: Task, event: Event, wall: int, delay: int, *, retryable: bool) -> Task:
+        late = 5 * SECOND if event is Event.LOSE else delay
+        return real(task, event, wall, late, retryable=retryable)
+
+    patch.setattr(lifecycle, "_retry_or_bury", fail)
+
+
 def release_costs_a_retry(patch: Patch) -> None:
     """A worker that shuts down uses its tasks' retries up."""
     real = lifecycle._end_attempt
@@ -114,19 +109,30 @@ def release_costs_a_retry(patch: Patch) -> None:
     patch.setattr(lifecycle, "_end_attempt", end)
 
 
-def counters_drift_on_cancel(patch: Patch) -> None:
-    """A cancelled task is still counted as pending."""
-    real = Tally.move
+def release_waits_for_the_old_clock(patch: Patch) -> None:
+    """A task released after the clock was set back waits until its old time comes again."""
+    real = lifecycle._end_attempt
 
-    def move(self: Tally, before: Task | None, after: Task, steady: int) -> None:
-        real(self, None if after.last_event is Event.CANCEL else before, after, steady)
+    def end(task: Task, word: Complete | Fail | Release, wall: int) -> Any:
+        after, failure = real(task, word, wall)
+        return replace(after, run_at=task.run_at) if isinstance(word, Release) else after, failure
 
-    patch.setattr(Tally, "move", move)
+    patch.setattr(lifecycle, "_end_attempt", end)
 
 
-def promoted_early(patch: Patch) -> None:
-    """Scheduled tasks become claimable a second before their time."""
-    patch.setattr(statements, "DUE", statements.DUE.replace("run_at <= ?", "run_at - 1000000 <= ?"))
+def id_used_for_another_task(patch: Patch) -> None:
+    """Other content under a known id is answered as if it had been taken."""
+    patch.setattr(lifecycle, "require_same_submission", lambda _known, _repeat: None)
+
+
+def submit_repeated_makes_two(patch: Patch) -> None:
+    """The working set forgets what the engine has loaded for it."""
+    real = batch.WorkingSet.__init__
+
+    def init(self: WorkingSet, of: Batch, loaded: Any, next_seq: int) -> None:
+        real(self, of, [], next_seq)
+
+    patch.setattr(batch.WorkingSet, "__init__", init)
 
 
 def batch_poisoned_by_one_bad_command(patch: Patch) -> None:
@@ -140,48 +146,201 @@ def batch_poisoned_by_one_bad_command(patch: Patch) -> None:
     patch.setattr(transaction.Transaction, "_decide", decide)
 
 
-def checksum_skipped(patch: Patch) -> None:
-    """Damaged payloads are handed out."""
+def counters_drift_on_cancel(patch: Patch) -> None:
+    """A cancelled task is still counted as pending."""
+    real = Tally.move
+
+    def move(self: Tally, before: Task | None, after: Task, steady: int) -> None:
+        real(self, None if after.last_event is Event.CANCEL else before, after, steady)
+
+    patch.setattr(Tally, "move", move)
+
+
+# Which task goes first, and when.
+
+
+def order_broken_at_equal_times(patch: Patch) -> None:
+    """Of two tasks ready at the same moment the later one goes first."""
+    _rewrite_pick(patch, ("run_at, seq", "run_at, seq DESC"), ("since, number", "since, -number"))
+
+
+def priority_ignored(patch: Patch) -> None:
+    """First in first out, whatever the priority."""
+    _rewrite_pick(patch, ("priority DESC, run_at", "run_at"), ("rank DESC, since", "since"))
+
+
+def line_by_order_of_submission(patch: Patch) -> None:
+    """A scheduled task stands in line from its submission, not from the moment it was ready."""
+    _rewrite_pick(patch, ("run_at, seq LIMIT", "seq LIMIT"), ("since, number", "number"))
+
+
+def _rewrite_pick(patch: Patch, *changes: tuple[str, str]) -> None:
+    real = statements.pick.__wrapped__
+
+    def pick(types: int) -> str:
+        text = str(real(types))
+        for old, new in changes:
+            assert old in text
+            text = text.replace(old, new)
+        return text
+
+    patch.setattr(statements, "pick", pick)
+
+
+def promoted_early(patch: Patch) -> None:
+    """Scheduled tasks become claimable a second before their time."""
+    assert "run_at <= ?" in statements.DUE
+    patch.setattr(statements, "DUE", statements.DUE.replace("run_at <= ?", "run_at - 1000000 <= ?"))
+
+
+def purged_too_early(patch: Patch) -> None:
+    """What ended at the very moment of the cut is deleted as well."""
+    real = transaction.Transaction._purge
+    patch.setattr(
+        transaction.Transaction,
+        "_purge",
+        lambda self, chore: real(self, Purge(chore.before + 1, chore.limit)),
+    )
+
+
+# What is durable, and who is told so.
+
+
+def acknowledged_before_the_commit(patch: Patch) -> None:
+    """Callers are told that all is well while the transaction is still under way."""
+    real = ledger.Ledger._commit
+
+    async def commit(self: Any, commands: Any, receivers: Any) -> None:
+        for receiver in receivers:
+            if not receiver.done():
+                receiver.set_result(0)
+        await real(self, commands, receivers)
+
+    patch.setattr(ledger.Ledger, "_commit", commit)
+
+
+def watcher_told_before_the_commit(patch: Patch) -> None:
+    """Who waits for a task's end is told when the worker's word comes in."""
+    real = Broker.complete
+
+    def complete(self: Any, request: Any) -> Any:
+        self._watch._wake(self._watch._watchers.get(request.task_id, ()))
+        return real(self, request)
+
+    patch.setattr(Broker, "complete", complete)
+
+
+def unknown_outcome_told_as_success(patch: Patch) -> None:
+    """The callers of a transaction whose outcome nobody knows are told that all is well."""
+
+    def refuse(receivers: Any, _error: TaskQueueError) -> None:
+        for receiver in receivers:
+            receiver.set_result(0)
+
+    patch.setattr(ledger, "_refuse", refuse)
+
+
+def failed_sync_taken_for_a_commit(patch: Patch) -> None:
+    """The engine answers although the disk has said that it could not sync."""
+    real = writer.Writer._commit
+
+    def commit(self: Any, *arguments: Any) -> None:
+        try:
+            real(self, *arguments)
+        except OutcomeUnknown:
+            return
+
+    patch.setattr(writer.Writer, "_commit", commit)
+
+
+def commits_not_synced(patch: Patch) -> None:
+    """A commit is answered before it is on the disk."""
+    real = writer.open_for_writing
+
+    def open_for_writing(folder: Any) -> Any:
+        connection = real(folder)
+        connection.execute("PRAGMA synchronous = NORMAL").fetchall()
+        return connection
+
+    patch.setattr(writer, "open_for_writing", open_for_writing)
+
+
+def commit_number_not_kept(patch: Patch) -> None:
+    """Nothing beside the database says how many commits it must hold."""
+    patch.setattr(CommitMark, "write", lambda _self, _number: None)
+
+
+class _Trusting:
+    """A checksum that always fits."""
 
     class Agreeable(int):
         def __ne__(self, other: object) -> bool:
             return False
 
-    class Trusting:
-        @staticmethod
-        def crc32(_data: bytes) -> int:
-            return Agreeable(0)
-
-    patch.setattr(transaction, "zlib", Trusting)
+    def crc32(self, _data: bytes) -> int:
+        return self.Agreeable(0)
 
 
-def submit_repeated_makes_two(patch: Patch) -> None:
-    """The working set forgets what the engine has loaded for it."""
-    real = batch.WorkingSet.__init__
-
-    def init(self: WorkingSet, of: Batch, loaded: Any, next_seq: int) -> None:
-        real(self, of, [], next_seq)
-
-    patch.setattr(batch.WorkingSet, "__init__", init)
+def payload_checksum_skipped(patch: Patch) -> None:
+    """Damaged payloads are handed out."""
+    patch.setattr(transaction, "zlib", _Trusting())
 
 
-Bug = Callable[[Patch], None]
+def result_checksum_skipped(patch: Patch) -> None:
+    """Damaged results are handed out."""
+    patch.setattr(reader, "zlib", _Trusting())
 
-IN_THE_QUEUE: tuple[Bug, ...] = (
-    token_not_compared,
-    status_guard_dropped,
-    order_broken_at_equal_times,
-    priority_ignored,
-    token_not_raised,
-    completion_not_repeatable,
-    retry_not_counted,
-    release_costs_a_retry,
-    counters_drift_on_cancel,
-    promoted_early,
-    batch_poisoned_by_one_bad_command,
-    submit_repeated_makes_two,
-)
-"""Those that the storage suite has to catch."""
 
-CAUGHT_AS = (AssertionError, TaskQueueError, pytest.fail.Exception)
-"""How a test fails: by its assertion, an error nobody expected, or one that did not come."""
+# Leases, deadlines, stalls.
+
+
+def lease_not_checked(patch: Patch) -> None:
+    """The tasks of a dead worker are never taken back."""
+    patch.setattr(Workers, "silent", lambda _self: [])
+
+
+def lease_on_the_wall_clock(patch: Patch) -> None:
+    """Leases run on the clock that jumps when the system's time is set."""
+    real = Workers.__init__
+
+    class Wall:
+        def __init__(self, clock: Clock) -> None:
+            self.steady = clock.wall
+
+    def init(self: Workers, clock: Clock, lease: int) -> None:
+        real(self, Wall(clock), lease)  # type: ignore[arg-type]
+
+    patch.setattr(Workers, "__init__", init)
+
+
+def stall_not_forgiven(patch: Patch) -> None:
+    """The time in which the broker stood still counts against its workers."""
+    patch.setattr(ManualClock, "forgive", lambda _self, _microseconds: None)
+
+
+def restart_loses_every_worker(patch: Patch) -> None:
+    """A new broker takes back what the old one's workers hold."""
+
+    async def adopt(self: Any) -> None:
+        held = await self._storage.held(await self._storage.holders())
+        await self.take_back(held, Event.LOSE, "unknown")
+
+    patch.setattr(Upkeep, "_adopt_unknown_holders", adopt)
+
+
+def beat_revives(patch: Patch) -> None:
+    """A worker that was taken for lost is told that it still holds its tasks."""
+
+    async def reconcile(_self: Any, _request: Any) -> list[str]:
+        return []
+
+    patch.setattr(Broker, "_reconcile", reconcile)
+
+
+def deadline_not_enforced(patch: Patch) -> None:
+    """An attempt may last for ever as long as its worker beats."""
+
+    async def take_back(_self: Any) -> None:
+        return
+
+    patch.setattr(Upkeep, "_take_back_overdue", take_back)

@@ -1,41 +1,51 @@
 """Each deliberate bug is switched on in turn; the suite's own checks must fail with it."""
 
-import asyncio
 from pathlib import Path
 
-import apsw
 import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
 
 from tests.planted import bugs
-from tests.planted.checks import first_failure
-from tests.unit.broker import test_ledger
-from tests.unit.storage import test_damage
+from tests.planted.table import ERRORS, FOUND_AT_RANDOM, PLANTED, carry_out
+from tests.support.histories import QueueHistory
+
+FAILURES = (AssertionError, ValueError, pytest.fail.Exception)
+"""How a test fails: an assertion, a list of another length, or an error that did not come."""
 
 
-def test_without_a_bug_every_check_passes(tmp_path: Path) -> None:
-    assert first_failure(tmp_path, bugs.CAUGHT_AS) is None
-
-
-@pytest.mark.parametrize("bug", bugs.IN_THE_QUEUE, ids=lambda bug: bug.__name__)
-def test_the_storage_suite_catches(
-    bug: bugs.Bug, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("bug", PLANTED, ids=lambda bug: bug.__name__)
+def test_the_suite_catches(bug: bugs.Bug, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    check = PLANTED[bug]
+    carry_out(check, tmp_path / "sound")
     bug(monkeypatch)
-    failed = first_failure(tmp_path, (*bugs.CAUGHT_AS, apsw.Error))
-    assert failed is not None, f"no check noticed: {bug.__doc__}"
+    with pytest.raises(ERRORS.get(bug, FAILURES)):
+        carry_out(check, tmp_path / "planted")
 
 
-def test_an_acknowledgement_before_the_commit_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    check = test_ledger.test_nothing_is_acknowledged_before_its_transaction_is_durable
-    asyncio.run(check())
-    bugs.acknowledged_before_the_commit(monkeypatch)
+@pytest.mark.parametrize("bug", FOUND_AT_RANDOM, ids=lambda bug: bug.__name__)
+def test_random_histories_find(bug: bugs.Bug, monkeypatch: pytest.MonkeyPatch) -> None:
+    bug(monkeypatch)
     with pytest.raises(AssertionError):
-        asyncio.run(check())
+        run_state_machine_as_test(
+            QueueHistory,
+            settings=settings(
+                max_examples=100,
+                stateful_step_count=50,
+                deadline=None,
+                derandomize=True,
+                database=None,
+                phases=[Phase.generate],
+                report_multiple_bugs=False,
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
 
 
-def test_a_skipped_checksum_is_caught(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    check = test_damage.test_a_damaged_payload_is_never_handed_out
-    asyncio.run(check(tmp_path / "sound"))
-    bugs.checksum_skipped(monkeypatch)
-    with pytest.raises(AssertionError):
-        asyncio.run(check(tmp_path / "bug"))
+def test_every_bug_is_in_the_table() -> None:
+    planted = {
+        value
+        for name, value in vars(bugs).items()
+        if not name.startswith("_") and getattr(value, "__module__", "") == bugs.__name__
+    }
+    assert planted == set(PLANTED)

@@ -1,8 +1,9 @@
 """A broker with its native door in this process, that can be stopped and started again."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 from taskqueue.broker.broker import Broker, BrokerSettings
@@ -75,6 +76,22 @@ async def a_native_door(
         yield door
     finally:
         await door.stop()
+
+
+@contextmanager
+def no_longer_than(seconds: float) -> Iterator[None]:
+    """Fails a test that waits for what never happens, whatever it waits in."""
+
+    def give_up(_number: int, _frame: object) -> None:
+        raise AssertionError(f"what the test waits for has not happened in {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 async def until(condition: Callable[[], bool]) -> None:

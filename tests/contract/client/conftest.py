@@ -2,7 +2,7 @@
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from taskqueue import AsyncClient, SyncClient
-from tests.support.door import NativeDoor, a_native_door
+from tests.support.door import PATIENCE, NativeDoor, a_native_door, no_longer_than
 
 ConnectTo = Callable[..., AsyncClient]
 
@@ -31,6 +31,12 @@ class FromThreads:
             return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
         return call
+
+
+@pytest.fixture(autouse=True)
+def patience() -> Iterator[None]:
+    with no_longer_than(2 * PATIENCE):
+        yield
 
 
 @pytest.fixture

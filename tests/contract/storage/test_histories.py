@@ -6,8 +6,8 @@ from tests.support.histories import QueueHistory
 
 TestHistories = QueueHistory.TestCase
 TestHistories.settings = settings(
-    max_examples=120,
-    stateful_step_count=40,
+    max_examples=100,
+    stateful_step_count=50,
     deadline=None,
     derandomize=True,
     suppress_health_check=list(HealthCheck),

@@ -160,9 +160,10 @@ async def test_a_caller_is_told_of_no_end_before_it_is_durable(tmp_path: Path) -
         storage.may_commit.clear()
         done = broker.complete(m.CompleteRequest(task_id=task.id, token=one.task.token))
         await until_parked()
-        assert not reader.done()
+        was_told = reader.done()
         storage.may_commit.set()
         await done
+        assert not was_told
         assert (await asyncio.wait_for(reader, 5)).task.status is Status.COMPLETED
 
 

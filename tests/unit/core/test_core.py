@@ -86,6 +86,14 @@ def test_a_forgiven_stall_does_not_count() -> None:
         assert clock.steady() < before - 3500 * SECOND
 
 
+def test_a_clock_moved_by_hand_moves_both_readings() -> None:
+    clock = ManualClock(5 * SECOND)
+    clock.advance(0.5)
+    assert (clock.wall(), clock.steady()) == (5_500_000, 5_500_000)
+    clock.forgive(SECOND)
+    assert (clock.wall(), clock.steady()) == (5_500_000, 4_500_000)
+
+
 def test_dates_and_readings_are_the_same_moment() -> None:
     date = datetime(2024, 1, 1, 12, 0, 0, 123456, tzinfo=UTC)
     assert moment(microseconds(date)) == date

@@ -18,6 +18,10 @@ CUTS = 150
 @pytest.fixture
 async def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RecordingDisk:
     """A disk on which a workload ran, with checkpoints and restarts of the log in it."""
+    return await a_record(tmp_path, monkeypatch)
+
+
+async def a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RecordingDisk:
     # All checkpoints on the writer thread: one order of events, the same each time.
     monkeypatch.setattr(writer, "MOST_WAL_PAGES", 60)
     monkeypatch.setattr(writer, "CHECKPOINT_PAGES", 1_000_000)

@@ -1,7 +1,7 @@
 """A real worker against a real broker, both in this process."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from taskqueue.core.clock import ManualClock
 from taskqueue.core.task import Event
 from taskqueue.wire import messages as m
 from taskqueue.worker.runner import Worker, WorkerSettings
-from tests.support.door import NativeDoor, a_native_door
+from tests.support.door import PATIENCE, NativeDoor, a_native_door, no_longer_than
 
 
 class Bench:
@@ -55,6 +55,12 @@ async def a_worker(app: App, door: NativeDoor, **settings: Any) -> AsyncIterator
         worker.stop()
         worker.stop()
         await running
+
+
+@pytest.fixture(autouse=True)
+def patience() -> Iterator[None]:
+    with no_longer_than(2 * PATIENCE):
+        yield
 
 
 @pytest.fixture

@@ -2,9 +2,10 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -219,6 +220,38 @@ async def test_what_is_lost_is_named_with_its_token(beating: Bench) -> None:
     await until(lambda: bool(lost))
     await asyncio.to_thread(heartbeat.stop)
     assert lost[0] == [(task_id, 7)]
+
+
+async def test_news_of_an_older_claim_does_not_touch_the_one_held_now(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Callable[[list[tuple[str, int]]], None]] = []
+
+    class Overheard(Heartbeat):
+        def __init__(self, *args: Any) -> None:
+            told.append(args[-1])
+            super().__init__(*args)
+
+    monkeypatch.setattr("taskqueue.worker.runner.Heartbeat", Overheard)
+    has_begun, was_cancelled = asyncio.Event(), asyncio.Event()
+
+    @bench.app.task
+    async def slow() -> None:
+        has_begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            was_cancelled.set()
+
+    await bench.work()
+    handle = await slow.submit()
+    await has_begun.wait()
+    [on_lost] = told
+    on_lost([(handle.task_id, 0)])  # as if the answer to an old heartbeat came late
+    await handle.status()
+    assert not was_cancelled.is_set()
+    on_lost([(handle.task_id, 1)])
+    await was_cancelled.wait()
 
 
 async def test_progress_is_shown_with_the_status(bench: Bench) -> None:
