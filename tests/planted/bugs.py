@@ -32,7 +32,7 @@ Bug = Callable[[Patch], None]
 
 def token_not_compared(patch: Patch) -> None:
     """Any token will do for a task that runs."""
-    patch.setattr(lifecycle, "_holds_lease", lambda task, _token: task.status is Status.IN_PROGRESS)
+    patch.setattr(lifecycle, "holds_lease", lambda task, _token: task.status is Status.IN_PROGRESS)
 
 
 def status_guard_dropped(patch: Patch) -> None:
@@ -129,8 +129,8 @@ def submit_repeated_makes_two(patch: Patch) -> None:
     """The working set forgets what the engine has loaded for it."""
     real = batch.WorkingSet.__init__
 
-    def init(self: WorkingSet, of: Batch, loaded: Any, next_seq: int) -> None:
-        real(self, of, [], next_seq)
+    def init(self: WorkingSet, of: Batch, loaded: Any, next_seq: int, kept: Any = ()) -> None:
+        real(self, of, [], next_seq, kept)
 
     patch.setattr(batch.WorkingSet, "__init__", init)
 
@@ -331,7 +331,7 @@ def restart_loses_every_worker(patch: Patch) -> None:
 def beat_revives(patch: Patch) -> None:
     """A worker that was taken for lost is told that it still holds its tasks."""
 
-    async def reconcile(_self: Any, _request: Any) -> list[str]:
+    async def reconcile(_self: Any, _request: Any, _caller: Any) -> list[str]:
         return []
 
     patch.setattr(Broker, "_reconcile", reconcile)

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
+from taskqueue.broker.access import AccessSettings
 from taskqueue.broker.broker import Broker, BrokerSettings
 from taskqueue.broker.metrics import Metrics
 from taskqueue.core.clock import Clock, ManualClock
@@ -29,11 +30,21 @@ async def a_broker(
     clock: Clock | None = None,
     storage: Storage | None = None,
     settings: BrokerSettings | None = None,
+    access: AccessSettings | None = None,
 ) -> AsyncIterator[Broker]:
-    """A broker in this process, on SQLite in `folder` unless told otherwise; no chores run."""
+    """A broker in this process, on SQLite in `folder` unless told otherwise; no chores run.
+
+    Requests are not limited unless `access` says so.
+    """
     engine = storage or open_storage(folder)
     await engine.open()
-    broker = Broker(engine, clock or ManualClock(), settings or BrokerSettings(), Metrics())
+    broker = Broker(
+        engine,
+        clock or ManualClock(),
+        settings or BrokerSettings(),
+        Metrics(),
+        access or AccessSettings(rate_limit=0),
+    )
     await broker.open()
     try:
         yield broker

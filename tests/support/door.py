@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
+from taskqueue.broker.access import AccessSettings
 from taskqueue.broker.broker import Broker, BrokerSettings
 from taskqueue.client.address import BrokerAddress
 from taskqueue.core.clock import Clock, SystemClock
@@ -20,7 +21,11 @@ class NativeDoor:
     """A running broker; it keeps its port and its data over `stop` and `start`."""
 
     def __init__(
-        self, folder: Path, clock: Clock | None = None, settings: BrokerSettings | None = None
+        self,
+        folder: Path,
+        clock: Clock | None = None,
+        settings: BrokerSettings | None = None,
+        access: AccessSettings | None = None,
     ) -> None:
         self.broker: Broker
         self.door: RespDoor
@@ -28,6 +33,7 @@ class NativeDoor:
         self.clock: Clock = clock or SystemClock()
         self._folder = folder
         self._settings = settings
+        self._access = access
         self._parts = AsyncExitStack()
 
     @property
@@ -44,7 +50,9 @@ class NativeDoor:
         """Open the storage, then the broker, then the door."""
         async with AsyncExitStack() as parts:
             self.broker = await parts.enter_async_context(
-                a_broker(self._folder, clock=self.clock, settings=self._settings)
+                a_broker(
+                    self._folder, clock=self.clock, settings=self._settings, access=self._access
+                )
             )
             self.door = RespDoor(self.broker, RespSettings())
             await self.door.start("127.0.0.1", self.port)
@@ -67,10 +75,14 @@ class NativeDoor:
 
 @asynccontextmanager
 async def a_native_door(
-    folder: Path, *, clock: Clock | None = None, settings: BrokerSettings | None = None
+    folder: Path,
+    *,
+    clock: Clock | None = None,
+    settings: BrokerSettings | None = None,
+    access: AccessSettings | None = None,
 ) -> AsyncIterator[NativeDoor]:
     """A broker with its native door on a free port, on the machine's clock by default."""
-    door = NativeDoor(folder, clock, settings)
+    door = NativeDoor(folder, clock, settings, access)
     await door.start()
     try:
         yield door

@@ -3,7 +3,9 @@
 import asyncio
 from collections.abc import Sequence
 
+from taskqueue.core.audit import AuditEntry
 from taskqueue.core.batch import Applied, Batch, Minute
+from taskqueue.core.keys import Key
 from taskqueue.core.task import Status, Task, TaskDetail
 from taskqueue.storage.port import Count, Storage, TaskQuery, Totals
 from tests.support.model import ModelStorage
@@ -43,6 +45,12 @@ class GatedStorage(Storage):
     async def open(self) -> None: ...
 
     async def close(self) -> None: ...
+
+    async def keys(self) -> list[Key]:
+        return []
+
+    async def audit_log(self, before: int, limit: int) -> list[AuditEntry]:
+        return []
 
     async def get(self, task_id: str) -> TaskDetail | None:
         return None

@@ -10,28 +10,39 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from taskqueue.core.audit import AuditEntry
 from taskqueue.core.batch import Applied, Batch, CounterKey, Minute
 from taskqueue.core.commands import (
+    Audited,
     Cancel,
     Claim,
     Command,
     Complete,
+    CreateKey,
+    KeyCommand,
+    NoteKeyUse,
     Outcome,
     Progress,
     Promote,
     Purge,
     Release,
     Retry,
+    RevokeKey,
+    RotateKey,
     Submit,
     TakeBack,
 )
 from taskqueue.core.errors import (
     IdempotencyConflict,
+    InvalidRequest,
     InvalidStatus,
+    KeyNotFound,
     LeaseLost,
     TaskNotFound,
     TaskQueueError,
 )
+from taskqueue.core.keys import Key, Permission
+from taskqueue.core.repeats import Repeat
 from taskqueue.core.task import ClaimedTask, Event, Failure, Status, Task, TaskDetail, Tier
 from taskqueue.storage.port import Count, Storage, TaskQuery, Totals
 
@@ -53,6 +64,11 @@ class ModelStorage(Storage):
         self.entered: Counter[CounterKey] = Counter()
         self.minutes: dict[int, Minute] = {}
         self.next_seq = 1
+        self.known_keys: dict[str, Key] = {}
+        self.log: list[AuditEntry] = []
+        self.noted = 0
+        self.first_submits: dict[str, tuple[Submit, Task]] = {}
+        self.latest_claims: dict[str, tuple[Repeat, dict[str, int]]] = {}
 
     async def open(self) -> None:
         pass
@@ -66,7 +82,10 @@ class ModelStorage(Storage):
         self.promoted: set[str] = set()
         outcomes: list[Outcome | TaskQueueError] = [0] * len(batch.commands)
         # The order inside a transaction: words about tasks, then chores, then claims.
-        self._each(batch, outcomes, lambda one: not isinstance(one, Promote | Purge | Claim))
+        self._each(
+            batch, outcomes, lambda one: not isinstance(one, Promote | Purge | Claim | KeyCommand)
+        )
+        self._each(batch, outcomes, lambda one: isinstance(one, KeyCommand))
         self._each(batch, outcomes, lambda one: isinstance(one, Promote | Purge))
         self._each(batch, outcomes, lambda one: isinstance(one, Claim))
         changed = {task.id for task in self.moved}
@@ -98,13 +117,38 @@ class ModelStorage(Storage):
 
     def _each(self, batch: Batch, outcomes: list[Outcome | TaskQueueError], wanted: Any) -> None:
         for place, command in enumerate(batch.commands):
-            if wanted(command):
+            inner = command.command if isinstance(command, Audited) else command
+            if wanted(inner):
                 try:
-                    outcomes[place] = self._do(command)
+                    outcomes[place] = self._do(inner)
                 except TaskQueueError as error:
                     outcomes[place] = error
+                if isinstance(command, Audited):
+                    self._note(command, outcomes[place])
+
+    def _note(self, command: Audited, outcome: Outcome | TaskQueueError) -> None:
+        inner: Any = command.command
+        target = inner.key.id if isinstance(inner, CreateKey) else None
+        target = target or getattr(inner, "task_id", None) or inner.key_id
+        code = outcome.code if isinstance(outcome, TaskQueueError) else "ok"
+        who = command.actor
+        self.noted += 1
+        self.log.append(
+            AuditEntry(
+                self.noted,
+                self.now,
+                who.key_id,
+                who.name,
+                who.address,
+                command.operation,
+                target,
+                code,
+            )
+        )
 
     def _id_of(self, command: Command) -> str:
+        if isinstance(command, Audited):
+            command = command.command
         if isinstance(command, Submit):
             return command.task.id
         return getattr(command, "task_id", "")
@@ -123,16 +167,22 @@ class ModelStorage(Storage):
                 return self._about_one(command)
 
     def _submit(self, command: Submit) -> Task:
+        repeat = command.repeat
+        if repeat is None:
+            return self._submit_by_id(command)
+        first = self.first_submits.get(repeat.key)
+        if first is None or (first[0].repeat or repeat).until <= self.now:
+            task = self._submit_by_id(command)
+            self.first_submits[repeat.key] = command, task
+            return task
+        if not _is_same(first[1], command.task) or repeat.task_id not in (None, first[1].id):
+            raise IdempotencyConflict("")
+        return first[1]
+
+    def _submit_by_id(self, command: Submit) -> Task:
         asked, known = command.task, self.tasks.get(command.task.id)
         if known is not None:
-            same = (
-                known.task_type == asked.task_type
-                and known.payload_crc == asked.payload_crc
-                and known.priority == asked.priority
-                and known.timeout == asked.timeout
-                and known.max_retries == asked.max_retries
-            )
-            if not same:
+            if not _is_same(known, asked):
                 raise IdempotencyConflict("")
             return known
         task = replace(asked, seq=self.next_seq)
@@ -141,9 +191,11 @@ class ModelStorage(Storage):
         self.failures[task.id] = []
         return self._put(task)
 
-    def _about_one(self, command: Any) -> Task:
+    def _about_one(self, command: Any) -> Task | Key:
+        if isinstance(command, KeyCommand):
+            return self._about_key(command)
         task = self.tasks.get(command.task_id)
-        if task is None:
+        if task is None or not task.task_type.startswith(command.scope):
             raise TaskNotFound("")
         if isinstance(command, Cancel | Retry):
             return self._by_operator(task, command)
@@ -156,6 +208,55 @@ class ModelStorage(Storage):
         if not mine:
             raise LeaseLost("")
         return self._said_by_holder(task, command)
+
+    def _about_key(self, command: KeyCommand) -> Key:
+        if isinstance(command, CreateKey):
+            names = {key.name for key in self.known_keys.values() if self._is_live(key)}
+            makes_manager = Permission.ADMIN in command.key.permissions
+            if command.key.name in names or not (
+                command.is_spare or makes_manager or self._managers()
+            ):
+                raise InvalidRequest("")
+            return self._put_key(command.key)
+        key = self.known_keys.get(command.key_id)
+        if key is None:
+            raise KeyNotFound("")
+        match command:
+            case NoteKeyUse():
+                return self._put_key(replace(key, used_at=max(command.at, key.used_at or 0)))
+            case RotateKey():
+                if not self._is_live(key):
+                    raise InvalidStatus("")
+                until = self.now + command.overlap
+                return self._put_key(
+                    replace(
+                        key,
+                        digest=command.digest,
+                        hint=command.hint,
+                        old_digest=key.digest,
+                        old_until=until,
+                    )
+                )
+            case _:
+                return self._revoked(key, command)
+
+    def _revoked(self, key: Key, command: RevokeKey) -> Key:
+        if key.revoked_at is not None:
+            return key
+        if not command.is_spare and self._managers() == {key.id}:
+            raise InvalidStatus("")
+        return self._put_key(replace(key, revoked_at=self.now))
+
+    def _put_key(self, key: Key) -> Key:
+        self.known_keys[key.id] = key
+        return key
+
+    def _is_live(self, key: Key) -> bool:
+        return key.revoked_at is None and (key.expires_at is None or self.now < key.expires_at)
+
+    def _managers(self) -> set[str]:
+        live = [key for key in self.known_keys.values() if self._is_live(key)]
+        return {key.id for key in live if Permission.ADMIN in key.permissions}
 
     def _by_operator(self, task: Task, command: Cancel | Retry) -> Task:
         if isinstance(command, Cancel):
@@ -237,6 +338,25 @@ class ModelStorage(Storage):
         return self._put(after)
 
     def _claim(self, command: Claim) -> list[ClaimedTask]:
+        repeat = command.repeat
+        latest = self.latest_claims.get(command.worker_id)
+        if repeat is not None and latest is not None and latest[0].key == repeat.key:
+            held = [
+                ClaimedTask(task, self.payloads[task_id])
+                for task_id, token in latest[1].items()
+                if latest[0].until > self.now
+                and (task := self.tasks.get(task_id)) is not None
+                and (task.status, task.token) == (Status.IN_PROGRESS, token)
+            ]
+            if held:
+                return held
+        claimed = self._claim_anew(command)
+        if repeat is not None and claimed:
+            tokens = {one.task.id: one.task.token for one in claimed}
+            self.latest_claims[command.worker_id] = repeat, tokens
+        return claimed
+
+    def _claim_anew(self, command: Claim) -> list[ClaimedTask]:
         wanted = [
             task
             for task in self.tasks.values()
@@ -281,7 +401,9 @@ class ModelStorage(Storage):
         for task in old[: command.limit]:
             for store in (self.tasks, self.payloads, self.results, self.failures):
                 store.pop(task.id, None)
-        return len(old[: command.limit])
+        before = len(self.log)
+        self.log = [entry for entry in self.log if entry.at >= command.audit_before]
+        return max(len(old[: command.limit]), before - len(self.log))
 
     def _changed(self, task: Task, event: Event, **fields: Any) -> Task:
         updated = max(task.updated_at, self.now)
@@ -350,6 +472,12 @@ class ModelStorage(Storage):
         )
         return [Count(key, present[key], self.entered[key]) for key in self.entered]
 
+    async def keys(self) -> list[Key]:
+        return sorted(self.known_keys.values(), key=lambda key: (key.created_at, key.id))
+
+    async def audit_log(self, before: int, limit: int) -> list[AuditEntry]:
+        return [entry for entry in reversed(self.log) if entry.number < before][:limit]
+
     async def overdue(self, steady: int, limit: int) -> list[Task]:
         running = [task for task in self.tasks.values() if task.status is Status.IN_PROGRESS]
         return [task for task in running if (task.deadline or 0) <= steady][:limit]
@@ -368,6 +496,16 @@ class ModelStorage(Storage):
 
     async def audit(self) -> list[str]:
         return []
+
+
+def _is_same(known: Task, asked: Task) -> bool:
+    return (
+        known.task_type == asked.task_type
+        and known.payload_crc == asked.payload_crc
+        and known.priority == asked.priority
+        and known.timeout == asked.timeout
+        and known.max_retries == asked.max_retries
+    )
 
 
 def _tier(task: Task) -> Tier:

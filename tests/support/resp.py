@@ -8,6 +8,7 @@ from typing import Any
 
 import hiredis
 
+from taskqueue.broker.access import AccessSettings
 from taskqueue.broker.broker import Broker, BrokerSettings
 from taskqueue.core.clock import Clock, ManualClock
 from taskqueue.doors.resp import RespDoor, RespSettings
@@ -138,10 +139,13 @@ async def a_resp_house(
     storage: Storage | None = None,
     settings: RespSettings | None = None,
     broker_settings: BrokerSettings | None = None,
+    access: AccessSettings | None = None,
 ) -> AsyncIterator[RespHouse]:
     """A broker with a native door, on SQLite in `folder` unless told otherwise."""
     async with (
-        a_broker(folder, clock=clock, storage=storage, settings=broker_settings) as broker,
+        a_broker(
+            folder, clock=clock, storage=storage, settings=broker_settings, access=access
+        ) as broker,
         AsyncExitStack() as clients,
     ):
         door = RespDoor(broker, settings or RespSettings())

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from taskqueue.broker.access import AccessSettings
 from taskqueue.broker.broker import Broker, BrokerSettings
 from taskqueue.core.clock import Clock
 from taskqueue.doors.http import RestSettings
@@ -92,9 +93,12 @@ async def a_rest_client(
     storage: Storage | None = None,
     settings: RestSettings | None = None,
     broker_settings: BrokerSettings | None = None,
+    access: AccessSettings | None = None,
 ) -> AsyncIterator[RestClient]:
     """A client of a broker with a REST door, on SQLite in `folder` unless told otherwise."""
-    async with a_broker(folder, clock=clock, storage=storage, settings=broker_settings) as broker:
+    async with a_broker(
+        folder, clock=clock, storage=storage, settings=broker_settings, access=access
+    ) as broker:
         door = RestDoor(broker, settings or RestSettings())
         await door.start("127.0.0.1", 0)
         try:

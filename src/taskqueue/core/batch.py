@@ -11,9 +11,22 @@ from typing import Final, NamedTuple
 
 from msgspec import Struct, field, structs
 
-from taskqueue.core import lifecycle
-from taskqueue.core.commands import Command, Complete, Outcome, Progress, Submit, TaskCommand
+from taskqueue.core import lifecycle, repeats
+from taskqueue.core.audit import AuditEntry
+from taskqueue.core.commands import (
+    Audited,
+    BareCommand,
+    Claim,
+    Command,
+    Complete,
+    CreateKey,
+    Outcome,
+    Progress,
+    Submit,
+    TaskCommand,
+)
 from taskqueue.core.errors import TaskNotFound, TaskQueueError
+from taskqueue.core.repeats import Kept
 from taskqueue.core.task import CLAIMABLE, Event, Failure, Status, Task, Tier, tier_of
 
 MINUTE = 60_000_000
@@ -111,12 +124,18 @@ class Changes(Struct):
     payloads: list[tuple[int, bytes]] = field(default_factory=list[tuple[int, bytes]])
     results: list[tuple[int, bytes]] = field(default_factory=list[tuple[int, bytes]])
     failures: list[tuple[int, Failure]] = field(default_factory=list[tuple[int, Failure]])
+    kept: list[Kept] = field(default_factory=list[Kept])
 
 
 class WorkingSet:
-    """The tasks that one batch touches, as they stand after each command decided so far."""
+    """The tasks that one batch touches, as they stand after each command decided so far.
 
-    def __init__(self, batch: Batch, loaded: Iterable[Task], next_seq: int) -> None:
+    `kept` are the answers of earlier batches to what this one may repeat.
+    """
+
+    def __init__(
+        self, batch: Batch, loaded: Iterable[Task], next_seq: int, kept: Iterable[Kept] = ()
+    ) -> None:
         self.moved: list[Task] = []
         self.has_changed = False
         self.tally = Tally()
@@ -124,6 +143,7 @@ class WorkingSet:
         self._wall = batch.wall
         self._steady = batch.steady
         self._tasks = {task.id: task for task in loaded}
+        self._kept = {(answer.scope, answer.name): answer for answer in kept}
         self._new: dict[str, bytes] = {}
         self._touched: set[str] = set()
         self._changes = Changes()
@@ -131,22 +151,22 @@ class WorkingSet:
     def submit(self, command: Submit) -> Task:
         """Take a new task in; a repeat gets the task as it was first taken.
 
-        Raises IdempotencyConflict if the id stands for a different task.
+        Raises IdempotencyConflict if its id or key stands for a different task.
         """
-        known = self._tasks.get(command.task.id)
-        if known is not None:
-            lifecycle.require_same_submission(known, command)
-            return known
-        task = structs.replace(command.task, seq=self.next_seq)
-        self.next_seq += 1
-        self._new[task.id] = command.payload
-        self._record(None, task)
+        repeat = command.repeat
+        if repeat is None:
+            return self._take_in(command)
+        kept = self._kept.get((repeats.SUBMIT, repeat.key))
+        if kept is not None:
+            return repeats.first_answer(kept, command.task, repeat)
+        task = self._take_in(command)
+        self._keep_answer(repeats.keep_submit(task, repeat))
         return task
 
     def settle(self, command: TaskCommand) -> Task:
         """Carry out a command about one task. Raises what `lifecycle.settle` raises."""
         task = self._tasks.get(command.task_id)
-        if task is None:
+        if task is None or not task.task_type.startswith(command.scope):
             raise TaskNotFound("Task not found")
         after, failure = lifecycle.settle(task, command, wall=self._wall)
         if isinstance(command, Progress):
@@ -164,6 +184,23 @@ class WorkingSet:
         after = lifecycle.claim(task, worker_id, wall=self._wall, steady=self._steady)
         self._record(task, after)
         return after
+
+    def still_held(self, claim: Claim) -> list[Task]:
+        """What a repeated claim was given and is still its worker's."""
+        repeat = claim.repeat
+        kept = self._kept.get((repeats.CLAIM, claim.worker_id))
+        if repeat is None or kept is None or kept.key != repeat.key:
+            return []
+        return [
+            task
+            for task_id, token in repeats.claimed(kept)
+            if (task := self._tasks.get(task_id)) is not None and lifecycle.holds_lease(task, token)
+        ]
+
+    def keep_claim(self, claim: Claim, claimed: list[Task]) -> None:
+        """Keep what a claim was given, in case it is repeated."""
+        if claim.repeat is not None and claimed:
+            self._keep_answer(repeats.keep_claim(claim.worker_id, claimed, claim.repeat))
 
     def bury_damaged(self, task: Task) -> None:
         """Set a task aside whose payload is damaged."""
@@ -206,6 +243,22 @@ class WorkingSet:
             if (task := self._tasks[task_id]).status in CLAIMABLE and task.run_at <= self._wall
         )
 
+    def _take_in(self, command: Submit) -> Task:
+        known = self._tasks.get(command.task.id)
+        if known is not None:
+            lifecycle.require_same_submission(known, command)
+            return known
+        task = structs.replace(command.task, seq=self.next_seq)
+        self.next_seq += 1
+        self._new[task.id] = command.payload
+        self._record(None, task)
+        return task
+
+    def _keep_answer(self, answer: Kept) -> None:
+        self.has_changed = True
+        self._kept[answer.scope, answer.name] = answer
+        self._changes.kept.append(answer)
+
     def _keep(self, after: Task) -> None:
         self.has_changed = True
         self._tasks[after.id] = after
@@ -215,3 +268,28 @@ class WorkingSet:
         self._keep(after)
         self.moved.append(after)
         self.tally.move(before, after, self._steady)
+
+
+def bare(command: Command) -> BareCommand:
+    """A command without the wrapping that puts it in the audit log."""
+    return command.command if isinstance(command, Audited) else command
+
+
+def audit_entry(command: Audited, outcome: Outcome | TaskQueueError, wall: int) -> AuditEntry:
+    """The line of the audit log for a command and what came of it; the engine numbers it."""
+    inner = command.command
+    if isinstance(inner, TaskCommand):
+        target = inner.task_id
+    else:
+        target = inner.key.id if isinstance(inner, CreateKey) else inner.key_id
+    actor = command.actor
+    return AuditEntry(
+        number=0,
+        at=wall,
+        key_id=actor.key_id,
+        name=actor.name,
+        address=actor.address,
+        operation=command.operation,
+        target=target,
+        outcome=outcome.code if isinstance(outcome, TaskQueueError) else "ok",
+    )

@@ -1,23 +1,35 @@
-"""What can be asked of the engine, each a small record. Engines take them in batches."""
+"""What can be asked of the engine, each a small record. Engines take them in batches.
+
+`scope`, where a command has one, is the beginning that a task's type must have for whoever asks:
+to them, other tasks do not exist.
+"""
 
 from msgspec import Struct
 
+from taskqueue.core.audit import Actor
+from taskqueue.core.keys import Key
+from taskqueue.core.repeats import Repeat
 from taskqueue.core.task import ClaimedTask, Event, Failure, Task
 
 
 class Submit(Struct, frozen=True):
-    """Put a task in the queue. A repeat with the same id and content changes nothing."""
+    """Put a task in the queue. A repeat with the same id or key, and content, changes nothing."""
 
     task: Task
     payload: bytes
+    repeat: Repeat | None = None
 
 
 class Claim(Struct, frozen=True):
-    """Hand a worker up to `limit` ready tasks of the types it names."""
+    """Hand a worker up to `limit` ready tasks of the types it names.
+
+    A repeat of the worker's latest claim gets the same tasks, as far as they are still its.
+    """
 
     worker_id: str
     task_types: tuple[str, ...]
     limit: int
+    repeat: Repeat | None = None
 
 
 class Complete(Struct, frozen=True):
@@ -26,6 +38,7 @@ class Complete(Struct, frozen=True):
     task_id: str
     token: int
     result: bytes
+    scope: str = ""
 
 
 class Fail(Struct, frozen=True):
@@ -43,6 +56,7 @@ class Fail(Struct, frozen=True):
     retryable: bool = True
     delay: int | None = None
     spread: float = 0.0
+    scope: str = ""
 
 
 class Progress(Struct, frozen=True):
@@ -52,6 +66,7 @@ class Progress(Struct, frozen=True):
     token: int
     fraction: float
     note: str
+    scope: str = ""
 
 
 class Release(Struct, frozen=True):
@@ -59,6 +74,7 @@ class Release(Struct, frozen=True):
 
     task_id: str
     token: int
+    scope: str = ""
 
 
 class TakeBack(Struct, frozen=True):
@@ -69,18 +85,21 @@ class TakeBack(Struct, frozen=True):
     why: Event
     message: str
     spread: float = 0.0
+    scope: str = ""
 
 
 class Cancel(Struct, frozen=True):
     """Take a task that is not running out of the queue for good."""
 
     task_id: str
+    scope: str = ""
 
 
 class Retry(Struct, frozen=True):
     """An operator puts a dead or cancelled task back; its retries start again."""
 
     task_id: str
+    scope: str = ""
 
 
 class Promote(Struct, frozen=True):
@@ -90,33 +109,88 @@ class Promote(Struct, frozen=True):
 
 
 class Purge(Struct, frozen=True):
-    """Delete up to `limit` tasks that completed or were cancelled before `before`."""
+    """Delete up to `limit` tasks that completed or were cancelled before `before`.
+
+    As many answers kept for repeats go with them if their time is over, and as many entries of
+    the audit log from before `audit_before`; the outcome is the largest of the three numbers.
+    """
 
     before: int
     limit: int
+    audit_before: int = 0
+
+
+class CreateKey(Struct, frozen=True):
+    """Add an API key. `is_spare` says that somebody else can manage keys in any case."""
+
+    key: Key
+    is_spare: bool = False
+
+
+class RotateKey(Struct, frozen=True):
+    """Give a key a new secret; the old one is valid for `overlap` microseconds more."""
+
+    key_id: str
+    digest: str
+    hint: str
+    overlap: int
+
+
+class RevokeKey(Struct, frozen=True):
+    """End a key for good. `is_spare` says that somebody else can manage keys in any case."""
+
+    key_id: str
+    is_spare: bool = False
+
+
+class NoteKeyUse(Struct, frozen=True):
+    """A key was used at this moment, as far as the broker has not noted it before."""
+
+    key_id: str
+    at: int
+
+
+class Audited(Struct, frozen=True):
+    """A command to be put in the audit log with whoever asked for it, and what came of it."""
+
+    command: "TaskCommand | KeyCommand"
+    operation: str
+    actor: Actor
 
 
 TaskCommand = Complete | Fail | Progress | Release | TakeBack | Cancel | Retry
 """Commands about one task that exists; their outcome is the task after it."""
 
-Command = TaskCommand | Submit | Claim | Promote | Purge
+KeyCommand = CreateKey | RotateKey | RevokeKey | NoteKeyUse
+"""Commands about one API key; their outcome is the key after it."""
 
-Outcome = Task | list[ClaimedTask] | int
-"""What a command came to: the task after it, the tasks claimed, or how many were touched."""
+BareCommand = TaskCommand | KeyCommand | Submit | Claim | Promote | Purge
+
+Command = BareCommand | Audited
+
+Outcome = Task | Key | list[ClaimedTask] | int
+"""What a command came to: the task or key after it, the tasks claimed, how many were touched."""
 
 __all__ = [
+    "Audited",
+    "BareCommand",
     "Cancel",
     "Claim",
     "Command",
     "Complete",
+    "CreateKey",
     "Fail",
     "Failure",
+    "KeyCommand",
+    "NoteKeyUse",
     "Outcome",
     "Progress",
     "Promote",
     "Purge",
     "Release",
     "Retry",
+    "RevokeKey",
+    "RotateKey",
     "Submit",
     "TakeBack",
     "TaskCommand",

@@ -6,9 +6,13 @@ TaskQueueError
 ├── UnsupportedMedia
 ├── RouteNotFound
 ├── MethodNotAllowed
+├── AuthenticationFailed    no key, or not a valid one, where one is needed
+├── PermissionDenied        the key is valid, but not for this
+├── RateLimitExceeded
 ├── TaskNotFound
+├── KeyNotFound
 ├── InvalidStatus           the task exists, but its status forbids the request
-├── IdempotencyConflict     the id was used before for a different task
+├── IdempotencyConflict     the id or key was used before for a different task
 ├── LeaseLost               the claim is over; what its worker says no longer counts
 ├── QueueDepthExceeded
 ├── BrokerUnavailable       nothing was changed; try again later
@@ -70,10 +74,34 @@ class MethodNotAllowed(TaskQueueError):
     code, http, grpc = "METHOD_NOT_ALLOWED", 405, "UNIMPLEMENTED"
 
 
+class AuthenticationFailed(TaskQueueError):
+    """A valid API key is needed, and none was sent."""
+
+    code, http, grpc = "AUTHENTICATION_FAILED", 401, "UNAUTHENTICATED"
+
+
+class PermissionDenied(TaskQueueError):
+    """The API key is valid, but does not permit this."""
+
+    code, http, grpc = "PERMISSION_DENIED", 403, "PERMISSION_DENIED"
+
+
+class RateLimitExceeded(TaskQueueError):
+    """More requests came from one key or address than it may send."""
+
+    code, http, grpc = "RATE_LIMIT_EXCEEDED", 429, "RESOURCE_EXHAUSTED"
+
+
 class TaskNotFound(TaskQueueError):
     """No task has this id."""
 
     code, http, grpc = "TASK_NOT_FOUND", 404, "NOT_FOUND"
+
+
+class KeyNotFound(TaskQueueError):
+    """No API key has this id."""
+
+    code, http, grpc = "KEY_NOT_FOUND", 404, "NOT_FOUND"
 
 
 class InvalidStatus(TaskQueueError):
@@ -83,7 +111,7 @@ class InvalidStatus(TaskQueueError):
 
 
 class IdempotencyConflict(TaskQueueError):
-    """The task id was used before for a task with other content."""
+    """The task id or idempotency key was used before for a task with other content."""
 
     code, http, grpc = "IDEMPOTENCY_CONFLICT", 409, "ALREADY_EXISTS"
 

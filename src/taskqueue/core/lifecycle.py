@@ -20,7 +20,8 @@ from taskqueue.core.commands import (
     TakeBack,
     TaskCommand,
 )
-from taskqueue.core.errors import DataDamaged, IdempotencyConflict, InvalidStatus, LeaseLost
+from taskqueue.core.errors import DataDamaged, InvalidStatus, LeaseLost
+from taskqueue.core.repeats import content_of, require_same
 from taskqueue.core.retry import delay_before
 from taskqueue.core.task import Event, Failure, Status, Task
 
@@ -100,15 +101,7 @@ def bury_damaged(task: Task, *, wall: int) -> tuple[Task, Failure]:
 
 def require_same_submission(task: Task, repeat: Submit) -> None:
     """Raise IdempotencyConflict unless `repeat` asks for what `task` was submitted as."""
-    asked = repeat.task
-    for field in ("task_type", "payload_crc", "priority", "timeout", "max_retries"):
-        if getattr(task, field) != getattr(asked, field):
-            named = "payload" if field == "payload_crc" else field
-            raise IdempotencyConflict(
-                f"task_id {task.id} was used before for a task with another {named}; "
-                "choose a new id for a new task",
-                field="task_id",
-            )
+    require_same(content_of(task), content_of(repeat.task), "task_id", f"task_id {task.id}")
 
 
 def _note_progress(task: Task, command: Progress, wall: int) -> Task:
@@ -137,12 +130,13 @@ def _move(task: Task, event: Event, wall: int, *, exhausted: bool = False, **cha
     )
 
 
-def _holds_lease(task: Task, token: int) -> bool:
+def holds_lease(task: Task, token: int) -> bool:
+    """Whether the claim that the token stands for is the task's present one."""
     return task.status is Status.IN_PROGRESS and task.token == token
 
 
 def _require_lease(task: Task, token: int) -> None:
-    if not _holds_lease(task, token):
+    if not holds_lease(task, token):
         raise LeaseLost(
             f"The claim of task {task.id} under token {token} is over; "
             "drop its result, nothing was changed"
@@ -186,7 +180,7 @@ def _end_in_failure(task: Task, command: Fail, wall: int) -> tuple[Task, Failure
 
 
 def _take_back(task: Task, command: TakeBack, wall: int) -> tuple[Task, Failure | None]:
-    if not _holds_lease(task, command.token):
+    if not holds_lease(task, command.token):
         return task, None
     kind = "WorkerLost" if command.why is Event.LOSE else "TimedOut"
     failure = Failure(task.token, wall, task.worker_id, kind, command.message)

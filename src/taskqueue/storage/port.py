@@ -9,7 +9,9 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from taskqueue.core.audit import AuditEntry
 from taskqueue.core.batch import Applied, Batch, CounterKey, Minute
+from taskqueue.core.keys import Key
 from taskqueue.core.task import Status, Task, TaskDetail
 
 
@@ -53,8 +55,9 @@ class Storage(Protocol):
     async def apply(self, batch: Batch) -> Applied:
         """Carry out a batch in one transaction and return once it is durable.
 
-        Words about tasks take effect first, in their order; then promotions and purges; then
-        claims, in their order, so that a claim can be served by a submit of the same batch.
+        Words about tasks take effect first, in their order; then those about keys; then promotions
+        and purges; then claims, in their order, so that a claim can be served by a submit of the
+        same batch. Audited commands are entered in the audit log with what came of them.
 
         A command that is refused has its error as its outcome and spoils none of the others.
         Raises BrokerUnavailable if nothing was changed, OutcomeUnknown if that cannot be said.
@@ -83,6 +86,14 @@ class Storage(Protocol):
 
     async def counts(self) -> list[Count]:
         """The counters by type."""
+        ...
+
+    async def keys(self) -> list[Key]:
+        """Every API key, oldest first."""
+        ...
+
+    async def audit_log(self, before: int, limit: int) -> list[AuditEntry]:
+        """Up to `limit` entries of the audit log with numbers below `before`, newest first."""
         ...
 
     async def overdue(self, steady: int, limit: int) -> list[Task]:

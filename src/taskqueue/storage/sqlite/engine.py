@@ -8,7 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
+from taskqueue.core.audit import AuditEntry
 from taskqueue.core.batch import Applied, Batch
+from taskqueue.core.keys import Key
 from taskqueue.core.task import Status, Task, TaskDetail
 from taskqueue.storage.port import Count, Storage, TaskQuery, Totals
 from taskqueue.storage.sqlite import writer
@@ -83,6 +85,12 @@ class SqliteStorage(Storage):
 
     async def counts(self) -> list[Count]:
         return await self._on_reader(self._reader.counts)
+
+    async def keys(self) -> list[Key]:
+        return await self._on_reader(self._reader.keys)
+
+    async def audit_log(self, before: int, limit: int) -> list[AuditEntry]:
+        return await self._on_reader(partial(self._reader.audit_log, before, limit))
 
     async def overdue(self, steady: int, limit: int) -> list[Task]:
         return await self._on_reader(partial(self._reader.overdue, steady, limit))

@@ -11,12 +11,14 @@ from typing import Any, Final
 import apsw
 import msgspec
 
+from taskqueue.core.audit import AuditEntry
 from taskqueue.core.batch import CounterKey, Minute
 from taskqueue.core.errors import BrokerUnavailable, DataDamaged
+from taskqueue.core.keys import Key
 from taskqueue.core.task import Failure, Status, Task, TaskDetail, Tier
 from taskqueue.storage.port import Count, TaskQuery, Totals
 from taskqueue.storage.sqlite import statements as sql
-from taskqueue.storage.sqlite.transaction import load_tasks
+from taskqueue.storage.sqlite.transaction import load_keys, load_tasks
 
 CACHE_KIB: Final = 8 * 1024
 BUSY_MS: Final = 2_000
@@ -39,6 +41,7 @@ OVERDUE: Final = f"""
         ON status = 'in_progress' AND worker_id = holder.value AND deadline <= ?
         LIMIT ?)"""
 
+_ENTRIES: Final = msgspec.json.Decoder(list[AuditEntry])
 _NAMES: Final = msgspec.json.Decoder(list[str])
 
 
@@ -134,6 +137,16 @@ class Reader:
         return [
             _as_count(row) for row in self._rows("SELECT * FROM counters WHERE task_type <> ''")
         ]
+
+    def keys(self) -> list[Key]:
+        """Every API key, oldest first."""
+        with self._snapshot() as connection:
+            return load_keys(connection)
+
+    def audit_log(self, before: int, limit: int) -> list[AuditEntry]:
+        """Entries of the audit log below a number, newest first."""
+        with self._snapshot() as connection:
+            return sql.decoded(connection, _ENTRIES, sql.AUDIT_LOG, (before, limit))
 
     def overdue(self, steady: int, limit: int) -> list[Task]:
         """Running tasks past their deadline: one look-up for each holder."""

@@ -11,15 +11,47 @@ from typing import Any, Final, TypeVar
 
 import apsw
 import msgspec
+from msgspec import Struct
 from msgspec.structs import fields
 
+from taskqueue.core.audit import AuditEntry
 from taskqueue.core.errors import DataDamaged
+from taskqueue.core.keys import Key
+from taskqueue.core.repeats import Kept
 from taskqueue.core.task import Task
 
 Rows = TypeVar("Rows")
 
-TASK_COLUMNS: Final = ", ".join(field.name for field in fields(Task))
+
+def _columns(struct: type[Struct]) -> str:
+    return ", ".join(field.name for field in fields(struct))
+
+
+TASK_COLUMNS: Final = _columns(Task)
 AS_JSON: Final = f"json_group_array(json_array({TASK_COLUMNS}))"
+KEY_COLUMNS: Final = _columns(Key)
+KEYS: Final = f"""
+    SELECT json_group_array(json_array({KEY_COLUMNS.replace("permissions", "json(permissions)")}))
+    FROM (SELECT * FROM keys ORDER BY created_at, id)"""
+SAVE_KEY: Final = f"INSERT OR REPLACE INTO keys ({KEY_COLUMNS}) VALUES ({', '.join('?' * 13)})"
+
+AUDIT_COLUMNS: Final = _columns(AuditEntry)
+ADD_TO_AUDIT: Final = "INSERT INTO audit VALUES (NULL, ?, ?, ?, ?, ?, ?, ?)"
+AUDIT_LOG: Final = f"""
+    SELECT json_group_array(json_array({AUDIT_COLUMNS})) FROM (
+        SELECT * FROM audit WHERE number < ? ORDER BY number DESC LIMIT ?)"""
+FORGET_AUDIT: Final = """
+    DELETE FROM audit WHERE number IN (
+        SELECT number FROM audit WHERE at < ? ORDER BY number LIMIT ?)"""
+
+KEPT: Final = f"""
+    SELECT json_group_array(json_array({_columns(Kept)})) FROM (
+        SELECT kept.* FROM json_each(?) AS wanted CROSS JOIN kept
+        ON scope = wanted.value ->> 0 AND name = wanted.value ->> 1 WHERE until > ?)"""
+KEEP: Final = "INSERT OR REPLACE INTO kept VALUES (?, ?, ?, ?, ?)"
+FORGET_KEPT: Final = """
+    DELETE FROM kept WHERE (scope, name) IN (
+        SELECT scope, name FROM kept WHERE until <= ? ORDER BY until LIMIT ?)"""
 IS_FINISHED: Final = "status IN ('completed', 'cancelled')"
 
 # Where an index leads to a task, the row is read in a step of its own: SQLite takes a column from

@@ -8,9 +8,25 @@ from typing import Any, Final
 import apsw
 import msgspec
 
-from taskqueue.core.batch import MINUTE, Batch, CounterKey, WorkingSet
-from taskqueue.core.commands import Claim, Command, Outcome, Promote, Purge, Submit
+from taskqueue.core import repeats
+from taskqueue.core.batch import MINUTE, Batch, CounterKey, WorkingSet, audit_entry, bare
+from taskqueue.core.commands import (
+    Audited,
+    Claim,
+    CreateKey,
+    KeyCommand,
+    NoteKeyUse,
+    Outcome,
+    Promote,
+    Purge,
+    RevokeKey,
+    RotateKey,
+    Submit,
+)
 from taskqueue.core.errors import DataDamaged, TaskQueueError
+from taskqueue.core.keyring import KeyRing
+from taskqueue.core.keys import Key
+from taskqueue.core.repeats import Kept
 from taskqueue.core.task import CLAIMABLE, ClaimedTask, Status, Task, tier_of
 from taskqueue.storage.sqlite import statements as sql
 
@@ -23,6 +39,8 @@ MINUTES_KEPT: Final = 7 * 24 * 60 * MINUTE
 
 _TASKS: Final = msgspec.json.Decoder(list[Task])
 _PICKED: Final = msgspec.json.Decoder(list[tuple[Task, int]])
+_KEPT: Final = msgspec.json.Decoder(list[Kept])
+_KEYS: Final = msgspec.json.Decoder(list[Key])
 _PAIRS: Final = msgspec.json.Decoder(list[tuple[int, int]])
 _DUE: Final = msgspec.json.Decoder(list[tuple[int, str]])
 _FINISHED: Final = msgspec.json.Decoder(list[tuple[int, str, Status, int, int]])
@@ -38,6 +56,11 @@ def load_tasks(connection: apsw.Connection, statement: str, bindings: Sequence[A
     return sql.decoded(connection, _TASKS, statement, bindings)
 
 
+def load_keys(connection: apsw.Connection) -> list[Key]:
+    """Every API key, oldest first."""
+    return sql.decoded(connection, _KEYS, sql.KEYS)
+
+
 class Transaction:
     """Carries a batch out inside a transaction that the caller begins and ends."""
 
@@ -46,7 +69,10 @@ class Transaction:
         self.next_due: int | None = None
         self._connection = connection
         self._batch = batch
-        self.work = WorkingSet(batch, self._load(batch.commands), next_seq)
+        self._commands = [bare(command) for command in batch.commands]
+        self._is_noted = False
+        kept = self._load_kept()
+        self.work = WorkingSet(batch, self._load(kept), next_seq, kept)
         self._promoted: dict[int, str] = {}
         self._withheld: Counter[str] = Counter()
         self._purged = 0
@@ -57,27 +83,32 @@ class Transaction:
         """Decide and write everything but the claims, then the claims."""
         claimants: list[Claimant] = []
         chores: list[tuple[int, Promote | Purge]] = []
-        for place, command in enumerate(self._batch.commands):
+        of_keys: list[tuple[int, KeyCommand]] = []
+        for place, command in enumerate(self._commands):
             match command:
                 case Claim():
                     claimants.append((place, command))
                 case Promote() | Purge():
                     chores.append((place, command))
+                case CreateKey() | RotateKey() | RevokeKey() | NoteKeyUse():
+                    of_keys.append((place, command))
                 case _:
                     self.outcomes[place] = self._decide(command)
         self._write()
+        self._change_keys(of_keys)
         for place, chore in chores:
             self.outcomes[place] = self._do_chore(chore)
-        for alike in _runs_of_same_types(claimants):
+        for alike in _runs_of_same_types(self._serve_again(claimants)):
             self._serve(alike)
         self.next_due = self._earliest_due(chores)
+        self._write_audit()
         if self.has_changed:
             self._count()
 
     @property
     def has_changed(self) -> bool:
         """Whether there is anything to commit."""
-        return self.work.has_changed or bool(self._promoted or self._purged)
+        return self.work.has_changed or self._is_noted or bool(self._promoted or self._purged)
 
     def ready(self) -> dict[str, int]:
         """How many tasks of each type became claimable, or are, and were not handed out."""
@@ -91,12 +122,28 @@ class Transaction:
             if key.status is Status.PENDING
         )
 
-    def _load(self, commands: list[Command]) -> list[Task]:
+    def _load_kept(self) -> list[Kept]:
+        wanted = [
+            (repeats.SUBMIT, command.repeat.key)
+            if isinstance(command, Submit)
+            else (repeats.CLAIM, command.worker_id)
+            for command in self._commands
+            if isinstance(command, Submit | Claim) and command.repeat is not None
+        ]
+        if not wanted:
+            return []
+        bindings = (msgspec.json.encode(wanted).decode(), self._batch.wall)
+        return sql.decoded(self._connection, _KEPT, sql.KEPT, bindings)
+
+    def _load(self, kept: list[Kept]) -> list[Task]:
         ids = [
             command.task.id if isinstance(command, Submit) else command.task_id
-            for command in commands
-            if not isinstance(command, Claim | Promote | Purge)
+            for command in self._commands
+            if not isinstance(command, Claim | Promote | Purge | KeyCommand)
         ]
+        for answer in kept:
+            if answer.scope == repeats.CLAIM:
+                ids += [task_id for task_id, _token in repeats.claimed(answer)]
         if not ids:
             return []
         tasks = load_tasks(self._connection, sql.LOAD, (msgspec.json.encode(ids).decode(),))
@@ -111,6 +158,29 @@ class Transaction:
             return self.work.settle(command)
         except TaskQueueError as error:
             return error
+
+    def _change_keys(self, commands: list[tuple[int, KeyCommand]]) -> None:
+        if not commands:
+            return
+        ring = KeyRing(load_keys(self._connection), self._batch.wall)
+        for place, command in commands:
+            try:
+                self.outcomes[place] = ring.settle(command)
+            except TaskQueueError as error:
+                self.outcomes[place] = error
+        for key in ring.changed.values():
+            row = msgspec.structs.astuple(
+                msgspec.structs.replace(key, permissions=_as_text(key.permissions))
+            )
+            self._connection.execute(sql.SAVE_KEY, row)
+        self._is_noted |= bool(ring.changed)
+
+    def _write_audit(self) -> None:
+        for command, outcome in zip(self._batch.commands, self.outcomes, strict=True):
+            if isinstance(command, Audited):
+                _, *row = msgspec.structs.astuple(audit_entry(command, outcome, self._batch.wall))
+                self._connection.execute(sql.ADD_TO_AUDIT, row)
+                self._is_noted = True
 
     def _do_chore(self, chore: Promote | Purge) -> int | TaskQueueError:
         try:
@@ -141,7 +211,31 @@ class Transaction:
             for _, task_type, status, priority, _ in finished:
                 self.work.tally.remove(task_type, status, tier_of(priority))
             self._purged += len(finished)
-        return len(finished)
+        return max(len(finished), self._forget(chore))
+
+    def _forget(self, chore: Purge) -> int:
+        numbers: list[int] = []
+        for statement, before in (
+            (sql.FORGET_KEPT, self._batch.wall),
+            (sql.FORGET_AUDIT, chore.audit_before),
+        ):
+            self._connection.execute(statement, (before, chore.limit))
+            numbers.append(self._connection.changes())
+        self._purged += sum(numbers)
+        return max(numbers)
+
+    def _serve_again(self, claimants: list[Claimant]) -> list[Claimant]:
+        """Give repeated claims what they were given before; return the others."""
+        others: list[Claimant] = []
+        for place, claim in claimants:
+            held = self.work.still_held(claim) if claim.repeat is not None else []
+            if held:
+                # The sizes are not known here; a part at a time keeps the memory bounded.
+                payloads = self._payloads([(task, LARGEST_CLAIM_BYTES) for task in held])
+                self.outcomes[place] = [ClaimedTask(task, payloads[task.seq]) for task in held]
+            else:
+                others.append((place, claim))
+        return others
 
     def _serve(self, claimants: list[Claimant]) -> None:
         """Deal ready tasks out to claims on the same types, first come, first served."""
@@ -160,6 +254,7 @@ class Transaction:
                 claimed.append(ClaimedTask(self.work.claim(task, claim.worker_id), payload))
             self._tasks_left -= len(claimed)
             self.outcomes[place] = claimed
+            self.work.keep_claim(claim, [one.task for one in claimed])
         self._write()
 
     def _choose(self, claimants: list[Claimant]) -> tuple[list[list[Task]], dict[int, bytes]]:
@@ -250,6 +345,8 @@ class Transaction:
             connection,
             [(seq, *msgspec.structs.astuple(failure)) for seq, failure in changes.failures],
         )
+        for answer in changes.kept:
+            connection.execute(sql.KEEP, msgspec.structs.astuple(answer))
 
     def _count(self) -> None:
         tally = self.work.tally
@@ -304,6 +401,10 @@ def _cut_by_weight(picked: list[tuple[Task, int]]) -> Iterator[list[int]]:
         size += weight
     if part:
         yield part
+
+
+def _as_text(value: Any) -> Any:
+    return msgspec.json.encode(value).decode()
 
 
 def _readiness(task: Task, wall: int) -> int | None:
