@@ -24,6 +24,7 @@ class MeasuredBroker:
         command = [
             *(sys.executable, "-m", "taskqueue.cli.main", "serve"),
             *("--http", self.http, "--native", self.native, "--data", str(folder)),
+            *("--rate-limit", "0"),
         ]
         # The figures are for a queue that may hold more than the default million.
         env = os.environ | {"TQ_BROKER_MAX_PENDING": "10000000", "TQ_LOG_LEVEL": "warning"}

@@ -9,19 +9,24 @@ if TYPE_CHECKING:
     from taskqueue.client.sync import SyncClient
     from taskqueue.client.task import Task, TaskPage, TaskStatus
     from taskqueue.core.errors import (
+        AuthenticationFailed,
         BrokerUnavailable,
         DataDamaged,
         IdempotencyConflict,
         InternalError,
         InvalidRequest,
         InvalidStatus,
+        KeyNotFound,
         LeaseLost,
         OutcomeUnknown,
         PayloadTooLarge,
+        PermissionDenied,
         QueueDepthExceeded,
+        RateLimitExceeded,
         TaskNotFound,
         TaskQueueError,
     )
+    from taskqueue.core.keys import Permission
     from taskqueue.core.task import Status
     from taskqueue.worker.app import App
     from taskqueue.worker.context import Context
@@ -32,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = [
     "App",
     "AsyncClient",
+    "AuthenticationFailed",
     "BrokerUnavailable",
     "Context",
     "DataDamaged",
@@ -40,10 +46,14 @@ __all__ = [
     "InternalError",
     "InvalidRequest",
     "InvalidStatus",
+    "KeyNotFound",
     "LeaseLost",
     "OutcomeUnknown",
     "PayloadTooLarge",
+    "Permission",
+    "PermissionDenied",
     "QueueDepthExceeded",
+    "RateLimitExceeded",
     "Status",
     "SyncClient",
     "Task",
@@ -63,6 +73,7 @@ _PLACES = {
     "taskqueue.client.errors": ("TaskFailed", "WaitTimeout"),
     "taskqueue.client.sync": ("SyncClient",),
     "taskqueue.client.task": ("Task", "TaskPage", "TaskStatus"),
+    "taskqueue.core.keys": ("Permission",),
     "taskqueue.core.task": ("Status",),
     "taskqueue.worker.app": ("App",),
     "taskqueue.worker.context": ("Context",),

@@ -1,5 +1,6 @@
 """The broker: one method per operation, in the order of the API reference, workers' ones last.
 
+Every method takes the request and whoever asks; that they may is settled before, in `operations`.
 Methods that come down to one command return the ledger's future as it is, so that a door pays for
 nothing it does not need; the others are coroutines. Doors find them through `operations`.
 """
@@ -12,6 +13,8 @@ from typing import Annotated, Final
 
 from msgspec import Meta, Struct
 
+from taskqueue.broker.access import ANYBODY, Access, AccessSettings, Caller
+from taskqueue.broker.keys import Keys
 from taskqueue.broker.ledger import Ledger
 from taskqueue.broker.metrics import Metrics
 from taskqueue.broker.upkeep import Upkeep
@@ -19,7 +22,17 @@ from taskqueue.broker.waiting import ClaimRoom, EndWatch
 from taskqueue.broker.workers import Workers
 from taskqueue.core.batch import Applied, Batch
 from taskqueue.core.clock import SECOND, Clock, microseconds
-from taskqueue.core.commands import Cancel, Claim, Complete, Fail, Progress, Release, Retry, Submit
+from taskqueue.core.commands import (
+    Audited,
+    Cancel,
+    Claim,
+    Complete,
+    Fail,
+    Progress,
+    Release,
+    Retry,
+    Submit,
+)
 from taskqueue.core.errors import (
     BrokerUnavailable,
     InvalidRequest,
@@ -28,11 +41,15 @@ from taskqueue.core.errors import (
     TaskQueueError,
 )
 from taskqueue.core.ids import canonical_task_id, new_task_id
+from taskqueue.core.repeats import Repeat
 from taskqueue.core.task import ClaimedTask, Event, Status, Task, TaskDetail, Tier
 from taskqueue.storage.port import Count, Storage, TaskQuery, Totals
 from taskqueue.wire import messages as m
 
 HOUR: Final = 3600 * SECOND
+
+CLAIM_KEPT: Final = HOUR
+"""How long the answer to a worker's latest claim is kept, in case it repeats it."""
 
 
 class BrokerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -47,12 +64,20 @@ class BrokerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_pending: Annotated[int, Meta(ge=1, le=10**12)] = 1_000_000
     """How many pending tasks the queue takes before submits are refused."""
 
+    idempotency_seconds: Annotated[float, Meta(ge=1, le=365 * 86_400)] = 86_400.0
+    """How long an idempotency key is remembered."""
+
 
 class Broker:
     """Everything that can be asked of the queue, in the words of `wire.messages`."""
 
     def __init__(
-        self, storage: Storage, clock: Clock, settings: BrokerSettings, metrics: Metrics
+        self,
+        storage: Storage,
+        clock: Clock,
+        settings: BrokerSettings,
+        metrics: Metrics,
+        access: AccessSettings | None = None,
     ) -> None:
         self.clock = clock
         self.metrics = metrics
@@ -60,6 +85,8 @@ class Broker:
         self._settings = settings
         self._storage = storage
         self._ledger = Ledger(storage, clock, metrics)
+        self.access = Access(storage, clock, access or AccessSettings())
+        self.keys = Keys(storage, self._ledger, clock, self.access)
         self._claims = ClaimRoom(self._ledger)
         self._watch = EndWatch()
         self.upkeep = Upkeep(
@@ -69,13 +96,15 @@ class Broker:
             clock,
             round(settings.retention_seconds * SECOND),
         )
+        self.upkeep.chores.append(self.keys.note_uses)
         self._random = random.Random()  # noqa: S311  jitter, not a secret
         self._pending = 0
         self._ledger.companions = self._claims.companions
         self._ledger.on_commit = self._on_commit
 
     async def open(self) -> None:
-        """Learn how full the queue is; call it once before any operation."""
+        """Learn how full the queue is and who has keys; call it once before any operation."""
+        await self.access.open()
         self._pending = await self._storage.count(Status.PENDING, None)
 
     async def close(self) -> None:
@@ -85,29 +114,35 @@ class Broker:
         self._watch.close()
         await self._ledger.close()
 
-    def submit(self, request: m.SubmitRequest) -> asyncio.Future[Task]:
-        """Put a task in the queue. Raises QueueDepthExceeded, InvalidRequest."""
-        return self._ledger.record(self._submission(request))
+    def submit(self, request: m.SubmitRequest, caller: Caller = ANYBODY) -> asyncio.Future[Task]:
+        """Put a task in the queue. Raises QueueDepthExceeded, InvalidRequest, PermissionDenied."""
+        return self._ledger.record(self._submission(request, caller))
 
-    async def submit_batch(self, request: m.SubmitBatchRequest) -> m.SubmitBatchReply:
+    async def submit_batch(
+        self, request: m.SubmitBatchRequest, caller: Caller = ANYBODY
+    ) -> m.SubmitBatchReply:
         """Put several tasks in the queue; each has an outcome of its own."""
-        outcomes = [self._try_submit(task) for task in request.tasks]
+        outcomes = [self._try_submit(task, caller) for task in request.tasks]
         return m.SubmitBatchReply(results=[await self._submit_outcome(one) for one in outcomes])
 
-    async def get(self, request: m.WaitRequest) -> TaskDetail:
+    async def get(self, request: m.WaitRequest, caller: Caller = ANYBODY) -> TaskDetail:
         """How a task stands: at once, or when it ends or the wait is over. Raises TaskNotFound."""
         task_id = _known_form(request.task_id)
         if not request.wait_ms:
-            return await self._detail(task_id)
+            return await self._detail(task_id, caller)
         with self._watch.watching(task_id) as ended:
-            detail = await self._detail(task_id)
+            detail = await self._detail(task_id, caller)
             if not detail.task.is_terminal:
                 await asyncio.wait([ended], timeout=request.wait_ms / 1000)
-                detail = await self._detail(task_id)
+                detail = await self._detail(task_id, caller)
         return detail
 
-    async def list_tasks(self, request: m.ListRequest) -> m.ListReply:
+    async def list_tasks(self, request: m.ListRequest, caller: Caller = ANYBODY) -> m.ListReply:
         """One page of tasks, newest first, with the exact number that the filter matches."""
+        if request.task_type is None:
+            self.access.require_whole_reach(caller)
+        else:
+            caller.require_type(request.task_type)
         before = None
         if request.cursor is not None:
             if request.offset:
@@ -126,16 +161,19 @@ class Broker:
             next_cursor=_write_cursor(tasks[-1].seq, request) if is_full else None,
         )
 
-    def cancel(self, request: m.TaskRequest) -> asyncio.Future[Task]:
+    def cancel(self, request: m.TaskRequest, caller: Caller = ANYBODY) -> asyncio.Future[Task]:
         """Take a task out of the queue. Raises TaskNotFound, InvalidStatus."""
-        return self._ledger.record(Cancel(_known_form(request.task_id)))
+        command = Cancel(_known_form(request.task_id), caller.scope)
+        return self._ledger.record(Audited(command, "cancel", caller.actor))
 
-    def retry(self, request: m.TaskRequest) -> asyncio.Future[Task]:
+    def retry(self, request: m.TaskRequest, caller: Caller = ANYBODY) -> asyncio.Future[Task]:
         """Put a dead or cancelled task back. Raises TaskNotFound, InvalidStatus."""
-        return self._ledger.record(Retry(_known_form(request.task_id)))
+        command = Retry(_known_form(request.task_id), caller.scope)
+        return self._ledger.record(Audited(command, "retry", caller.actor))
 
-    async def stats(self, _request: m.NoRequest) -> m.StatsReply:
+    async def stats(self, _request: m.NoRequest, caller: Caller = ANYBODY) -> m.StatsReply:
         """The queue in figures."""
+        self.access.require_whole_reach(caller)
         totals = await self.totals()
         by_status: dict[Status, int] = dict.fromkeys(Status, 0)
         depth = dict.fromkeys(Tier, 0)
@@ -155,7 +193,7 @@ class Broker:
             queue_depth_by_priority=depth,
         )
 
-    async def health(self, _request: m.NoRequest) -> m.HealthReply:
+    async def health(self, _request: m.NoRequest, _caller: Caller = ANYBODY) -> m.HealthReply:
         """Whether the broker can do its work: with an embedded engine, whether it can write."""
         return m.HealthReply(
             status="healthy" if self._ledger.is_writable else "degraded",
@@ -165,10 +203,22 @@ class Broker:
             cluster_healthy=self._ledger.is_writable,
         )
 
-    def claim(self, request: m.ClaimRequest) -> asyncio.Future[list[ClaimedTask]]:
-        """Give a worker tasks; where there are none, wait for some. It is a sign of life."""
+    def claim(
+        self, request: m.ClaimRequest, caller: Caller = ANYBODY
+    ) -> asyncio.Future[list[ClaimedTask]]:
+        """Give a worker tasks; where there are none, wait for some. It is a sign of life.
+
+        Raises PermissionDenied.
+        """
+        if caller.scope:
+            for task_type in request.task_types:
+                caller.require_type(task_type)
         self.workers.renew(request.worker_id)
-        claim = Claim(request.worker_id, tuple(dict.fromkeys(request.task_types)), request.count)
+        repeat = None
+        if request.request_id is not None:
+            repeat = Repeat(request.request_id, self.clock.wall() + CLAIM_KEPT)
+        types = tuple(dict.fromkeys(request.task_types))
+        claim = Claim(request.worker_id, types, request.count, repeat)
         return self._claims.claim(claim, request.wait_ms / 1000)
 
     def take_unheard(self, outcome: object) -> None:
@@ -176,12 +226,14 @@ class Broker:
         if isinstance(outcome, list):
             self._claims.give_back(one for one in outcome if isinstance(one, ClaimedTask))
 
-    def complete(self, request: m.CompleteRequest) -> asyncio.Future[Task]:
+    def complete(
+        self, request: m.CompleteRequest, caller: Caller = ANYBODY
+    ) -> asyncio.Future[Task]:
         """An attempt succeeded. Raises TaskNotFound, LeaseLost."""
         task_id = _known_form(request.task_id)
-        return self._ledger.record(Complete(task_id, request.token, request.result))
+        return self._ledger.record(Complete(task_id, request.token, request.result, caller.scope))
 
-    def fail(self, request: m.FailRequest) -> asyncio.Future[Task]:
+    def fail(self, request: m.FailRequest, caller: Caller = ANYBODY) -> asyncio.Future[Task]:
         """An attempt failed. Raises TaskNotFound, LeaseLost."""
         delay = request.delay_seconds
         return self._ledger.record(
@@ -194,30 +246,35 @@ class Broker:
                 retryable=request.retryable,
                 delay=None if delay is None else round(delay * SECOND),
                 spread=self._random.uniform(-1, 1),
+                scope=caller.scope,
             )
         )
 
-    def progress(self, request: m.ProgressRequest) -> asyncio.Future[Task]:
+    def progress(
+        self, request: m.ProgressRequest, caller: Caller = ANYBODY
+    ) -> asyncio.Future[Task]:
         """An attempt says how far it is. Raises TaskNotFound, LeaseLost."""
+        task_id = _known_form(request.task_id)
         return self._ledger.record(
-            Progress(_known_form(request.task_id), request.token, request.fraction, request.note)
+            Progress(task_id, request.token, request.fraction, request.note, caller.scope)
         )
 
-    def release(self, request: m.ReleaseRequest) -> asyncio.Future[Task]:
+    def release(self, request: m.ReleaseRequest, caller: Caller = ANYBODY) -> asyncio.Future[Task]:
         """A worker gives a task back unfinished. Raises TaskNotFound, LeaseLost."""
-        return self._ledger.record(Release(_known_form(request.task_id), request.token))
+        task_id = _known_form(request.task_id)
+        return self._ledger.record(Release(task_id, request.token, caller.scope))
 
-    async def beat(self, request: m.BeatRequest) -> m.BeatReply:
+    async def beat(self, request: m.BeatRequest, caller: Caller = ANYBODY) -> m.BeatReply:
         """Renew a worker's lease, tell it what it has lost, take back what it does not know of."""
         self.workers.renew(request.worker_id)
         return m.BeatReply(
-            lost=await self._reconcile(request), lease_seconds=self._settings.lease_seconds
+            lost=await self._reconcile(request, caller), lease_seconds=self._settings.lease_seconds
         )
 
-    async def leave(self, request: m.LeaveRequest) -> m.LeaveReply:
+    async def leave(self, request: m.LeaveRequest, caller: Caller = ANYBODY) -> m.LeaveReply:
         """A worker says goodbye: put back what it still holds."""
         held = await self._storage.held([request.worker_id])
-        words = [self._ledger.record(Release(task.id, task.token)) for task in held]
+        words = [self._ledger.record(Release(task.id, task.token, caller.scope)) for task in held]
         outcomes = await asyncio.gather(*words, return_exceptions=True)
         self.workers.forget(request.worker_id)
         return m.LeaveReply(released=sum(isinstance(outcome, Task) for outcome in outcomes))
@@ -241,7 +298,9 @@ class Broker:
         if applied.ready:
             self._claims.wake(applied.ready)
 
-    def _submission(self, request: m.SubmitRequest) -> Submit:
+    def _submission(self, request: m.SubmitRequest, caller: Caller) -> Submit:
+        if caller.scope:
+            caller.require_type(request.task_type)
         if self._pending >= self._settings.max_pending:
             raise QueueDepthExceeded(
                 f"The queue holds {self._pending} pending tasks, as many as it may; "
@@ -263,11 +322,20 @@ class Broker:
             now,
             now,
         )
-        return Submit(task, request.payload)
+        return Submit(task, request.payload, self._repeat(request, task_id, now))
 
-    def _try_submit(self, request: m.SubmitRequest) -> Awaitable[Task] | TaskQueueError:
+    def _repeat(self, request: m.SubmitRequest, task_id: str, now: int) -> Repeat | None:
+        if request.idempotency_key is None:
+            return None
+        until = now + round(self._settings.idempotency_seconds * SECOND)
+        chosen = None if request.task_id is None else task_id
+        return Repeat(request.idempotency_key, until, chosen)
+
+    def _try_submit(
+        self, request: m.SubmitRequest, caller: Caller
+    ) -> Awaitable[Task] | TaskQueueError:
         try:
-            return self.submit(request)
+            return self.submit(request, caller)
         except TaskQueueError as error:
             return error
 
@@ -281,13 +349,13 @@ class Broker:
         except TaskQueueError as error:
             return m.error_reply(error, self.clock.wall())
 
-    async def _detail(self, task_id: str) -> TaskDetail:
+    async def _detail(self, task_id: str, caller: Caller) -> TaskDetail:
         detail = await self._storage.get(task_id)
-        if detail is None:
+        if detail is None or not detail.task.task_type.startswith(caller.scope):
             raise TaskNotFound("Task not found")
         return detail
 
-    async def _reconcile(self, request: m.BeatRequest) -> list[str]:
+    async def _reconcile(self, request: m.BeatRequest, caller: Caller) -> list[str]:
         try:
             held = await self._storage.held([request.worker_id])
         except BrokerUnavailable:
@@ -297,7 +365,11 @@ class Broker:
         # A claim younger than a lease may still be on its way to the worker.
         settled = self.clock.steady() - self.workers.lease
         unknown = [
-            task for task in held if task.id not in named and (task.claimed_at or 0) < settled
+            task
+            for task in held
+            if task.id not in named
+            and (task.claimed_at or 0) < settled
+            and task.task_type.startswith(caller.scope)
         ]
         if unknown:
             await self.upkeep.take_back(

@@ -8,7 +8,10 @@ from typing import Any, Final, NamedTuple
 
 from msgspec import Struct
 
+from taskqueue.broker.access import Caller
 from taskqueue.broker.broker import Broker
+from taskqueue.core.keys import Permission
+from taskqueue.wire import administration
 from taskqueue.wire import messages as m
 
 
@@ -20,6 +23,14 @@ class Route(NamedTuple):
     status: int
 
 
+class Deprecation(NamedTuple):
+    """An operation that will go: since when and until when, in seconds of Unix time, and why."""
+
+    since: int
+    sunset: int
+    advice: str
+
+
 class Operation(NamedTuple):
     """One thing a client can ask for.
 
@@ -29,13 +40,35 @@ class Operation(NamedTuple):
 
     name: str
     summary: str
-    permission: str | None
+    permission: Permission | None
     request: type[Struct]
     replies: type[Struct] | None
-    run: Callable[[Broker, Any], Awaitable[Any]]
+    run: Callable[[Broker, Any, Caller], Awaitable[Any]]
     reply: Callable[[Any], Any]
     http: Route | None
     native: str | None
+    deprecated: Deprecation | None = None
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether its requests count against the rate limit.
+
+        Those of workers do not: what holds them is back-pressure, and a worker that is refused
+        would lose its leases.
+        """
+        return self.permission not in (None, Permission.WORK)
+
+    def require(self, broker: Broker, caller: Caller) -> None:
+        """Raise AuthenticationFailed or PermissionDenied unless the caller may."""
+        broker.access.require(caller, self.permission)
+
+    def start(self, broker: Broker, request: Any, caller: Caller) -> Awaitable[Any]:
+        """Begin it for a caller, if they may: the one way in, for every door.
+
+        Raises AuthenticationFailed, PermissionDenied, and what `run` raises at once.
+        """
+        self.require(broker, caller)
+        return self.run(broker, request, caller)
 
 
 def _as_is(reply: Struct) -> Struct:
@@ -46,11 +79,39 @@ def _nothing(_outcome: object) -> None:
     return None
 
 
+def _create_key(
+    broker: Broker, request: administration.CreateKeyRequest, caller: Caller
+) -> Awaitable[Any]:
+    return broker.keys.create(request, caller)
+
+
+def _list_keys(broker: Broker, _request: m.NoRequest, _caller: Caller) -> Awaitable[Any]:
+    return broker.keys.list_all()
+
+
+def _rotate_key(
+    broker: Broker, request: administration.RotateKeyRequest, caller: Caller
+) -> Awaitable[Any]:
+    return broker.keys.rotate(request, caller)
+
+
+def _revoke_key(
+    broker: Broker, request: administration.KeyRequest, caller: Caller
+) -> Awaitable[Any]:
+    return broker.keys.revoke(request, caller)
+
+
+def _audit_log(
+    broker: Broker, request: administration.AuditRequest, _caller: Caller
+) -> Awaitable[Any]:
+    return broker.keys.audit_log(request)
+
+
 OPERATIONS: Final = (
     Operation(
         "submit",
         "Submit a task",
-        "submit_tasks",
+        Permission.SUBMIT_TASKS,
         m.SubmitRequest,
         m.SubmitReply,
         Broker.submit,
@@ -61,7 +122,7 @@ OPERATIONS: Final = (
     Operation(
         "submit_batch",
         "Submit up to 1,000 tasks, each with an outcome of its own",
-        "submit_tasks",
+        Permission.SUBMIT_TASKS,
         m.SubmitBatchRequest,
         m.SubmitBatchReply,
         Broker.submit_batch,
@@ -72,7 +133,7 @@ OPERATIONS: Final = (
     Operation(
         "get",
         "How a task stands; with a wait, once it has ended",
-        "read_tasks",
+        Permission.READ_TASKS,
         m.WaitRequest,
         m.TaskReply,
         Broker.get,
@@ -83,7 +144,7 @@ OPERATIONS: Final = (
     Operation(
         "list",
         "List tasks, newest first",
-        "read_tasks",
+        Permission.READ_TASKS,
         m.ListRequest,
         m.ListReply,
         Broker.list_tasks,
@@ -94,7 +155,7 @@ OPERATIONS: Final = (
     Operation(
         "cancel",
         "Cancel a task that is not running",
-        "cancel_tasks",
+        Permission.CANCEL_TASKS,
         m.TaskRequest,
         None,
         Broker.cancel,
@@ -105,7 +166,7 @@ OPERATIONS: Final = (
     Operation(
         "retry",
         "Put a dead or cancelled task back in the queue",
-        "admin",
+        Permission.ADMIN,
         m.TaskRequest,
         m.MovedReply,
         Broker.retry,
@@ -116,7 +177,7 @@ OPERATIONS: Final = (
     Operation(
         "stats",
         "The queue in figures",
-        "read_tasks",
+        Permission.READ_TASKS,
         m.NoRequest,
         m.StatsReply,
         Broker.stats,
@@ -138,7 +199,7 @@ OPERATIONS: Final = (
     Operation(
         "wait",
         "Wait for a task's end",
-        "read_tasks",
+        Permission.READ_TASKS,
         m.WaitRequest,
         m.TaskReply,
         Broker.get,
@@ -147,9 +208,64 @@ OPERATIONS: Final = (
         "TQ.WAIT",
     ),
     Operation(
+        "create_key",
+        "Make an API key; its secret is shown this once",
+        Permission.ADMIN,
+        administration.CreateKeyRequest,
+        administration.NewKeyReply,
+        _create_key,
+        administration.new_key_reply,
+        Route("POST", "/api/v1/keys", 201),
+        "TQ.KEY.CREATE",
+    ),
+    Operation(
+        "list_keys",
+        "List the API keys, oldest first, without their secrets",
+        Permission.ADMIN,
+        m.NoRequest,
+        administration.KeysReply,
+        _list_keys,
+        _as_is,
+        Route("GET", "/api/v1/keys", 200),
+        "TQ.KEY.LIST",
+    ),
+    Operation(
+        "rotate_key",
+        "Give an API key a new secret; the old one stays valid for a while",
+        Permission.ADMIN,
+        administration.RotateKeyRequest,
+        administration.NewKeyReply,
+        _rotate_key,
+        administration.new_key_reply,
+        Route("POST", "/api/v1/keys/{key_id}/rotate", 200),
+        "TQ.KEY.ROTATE",
+    ),
+    Operation(
+        "revoke_key",
+        "End an API key, and everything that goes on under it",
+        Permission.ADMIN,
+        administration.KeyRequest,
+        None,
+        _revoke_key,
+        _nothing,
+        Route("DELETE", "/api/v1/keys/{key_id}", 204),
+        "TQ.KEY.REVOKE",
+    ),
+    Operation(
+        "audit",
+        "What operators did, newest first",
+        Permission.ADMIN,
+        administration.AuditRequest,
+        administration.AuditReply,
+        _audit_log,
+        administration.audit_reply,
+        Route("GET", "/api/v1/audit", 200),
+        "TQ.AUDIT",
+    ),
+    Operation(
         "claim",
         "Take tasks to work on",
-        "work",
+        Permission.WORK,
         m.ClaimRequest,
         m.ClaimReply,
         Broker.claim,
@@ -160,7 +276,7 @@ OPERATIONS: Final = (
     Operation(
         "complete",
         "An attempt succeeded",
-        "work",
+        Permission.WORK,
         m.CompleteRequest,
         m.MovedReply,
         Broker.complete,
@@ -171,7 +287,7 @@ OPERATIONS: Final = (
     Operation(
         "fail",
         "An attempt failed",
-        "work",
+        Permission.WORK,
         m.FailRequest,
         m.MovedReply,
         Broker.fail,
@@ -182,7 +298,7 @@ OPERATIONS: Final = (
     Operation(
         "progress",
         "An attempt says how far it is",
-        "work",
+        Permission.WORK,
         m.ProgressRequest,
         m.MovedReply,
         Broker.progress,
@@ -193,7 +309,7 @@ OPERATIONS: Final = (
     Operation(
         "release",
         "Give a task back unfinished",
-        "work",
+        Permission.WORK,
         m.ReleaseRequest,
         m.MovedReply,
         Broker.release,
@@ -204,7 +320,7 @@ OPERATIONS: Final = (
     Operation(
         "beat",
         "Keep a worker's lease",
-        "work",
+        Permission.WORK,
         m.BeatRequest,
         m.BeatReply,
         Broker.beat,
@@ -215,7 +331,7 @@ OPERATIONS: Final = (
     Operation(
         "leave",
         "A worker says goodbye",
-        "work",
+        Permission.WORK,
         m.LeaveRequest,
         m.LeaveReply,
         Broker.leave,

@@ -7,7 +7,7 @@ everybody else, and a bad round never stops the next.
 
 import asyncio
 import random
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Final
 
 import structlog
@@ -31,6 +31,9 @@ PROMOTE_SLICE: Final = 500
 PURGE_SLICE: Final = 200
 TAKE_BACK_SLICE: Final = 500
 
+AUDIT_KEPT: Final = 365 * 86_400 * SECOND
+"""How long entries of the audit log are kept."""
+
 log = structlog.get_logger(component="upkeep")
 
 
@@ -49,6 +52,8 @@ class Upkeep:
         self._next_due: int | None = None
         self._due_timer: asyncio.TimerHandle | None = None
         self._promoting: asyncio.Task[None] | None = None
+        self.chores: list[Callable[[], Awaitable[None]]] = []
+        """What others want done in each round."""
         self._latest_round = clock.steady()
 
     async def run(self) -> None:
@@ -72,6 +77,8 @@ class Upkeep:
         await self._take_back_lost()
         await self._take_back_overdue()
         await self._purge()
+        for chore in self.chores:
+            await chore()
 
     def note(self, _batch: Batch, applied: Applied) -> None:
         """Remember the earliest moment at which a waiting task becomes claimable."""
@@ -166,6 +173,7 @@ class Upkeep:
             await word
 
     async def _purge(self) -> None:
-        before = self._clock.wall() - self._retention
-        while await self._ledger.record(Purge(before, PURGE_SLICE)) == PURGE_SLICE:
+        now = self._clock.wall()
+        purge = Purge(now - self._retention, PURGE_SLICE, now - AUDIT_KEPT)
+        while await self._ledger.record(purge) == PURGE_SLICE:
             pass

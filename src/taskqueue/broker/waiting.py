@@ -26,6 +26,7 @@ class PendingClaim:
         self.answer: asyncio.Future[list[ClaimedTask]] = room.loop.create_future()
         self.is_being_tried = True
         self.is_parked = False
+        self.is_superseded = False
         self._room = room
         self._ends_at = ends_at
         self._timer: asyncio.TimerHandle | None = None
@@ -40,7 +41,7 @@ class PendingClaim:
         self.is_being_tried = False
         if self.answer.done():
             self._room.give_back(claimed)
-        elif claimed or self._ends_at <= self._room.loop.time() or self._room.is_closed:
+        elif claimed or self._is_over:
             self.answer.set_result(claimed)
         elif not self.is_parked:
             self.is_parked = True
@@ -52,6 +53,16 @@ class PendingClaim:
         self.is_being_tried = False
         if not self.answer.done():
             self.answer.set_exception(error)
+
+    def supersede(self) -> None:
+        """Wait no longer: a repeat of it has come, and nobody hears the answer to this one."""
+        self.is_superseded = True
+        self._give_up()
+
+    @property
+    def _is_over(self) -> bool:
+        is_late = self._ends_at <= self._room.loop.time()
+        return is_late or self.is_superseded or self._room.is_closed
 
     def _give_up(self) -> None:
         # One that is being tried ends with that attempt: its tasks may be on their way.
@@ -73,12 +84,38 @@ class ClaimRoom:
         self.is_closed = False
         self._ledger = ledger
         self._parked: dict[str, dict[PendingClaim, None]] = {}
+        self._repeatable: dict[tuple[str, str], PendingClaim] = {}
 
     def claim(self, claim: Claim, wait: float) -> asyncio.Future[list[ClaimedTask]]:
-        """Try a claim now and, where there is nothing, for up to `wait` seconds."""
+        """Try a claim now and, where there is nothing, for up to `wait` seconds.
+
+        A repeat of one that still waits takes its place: nobody hears the answer to that one.
+        """
         pending = PendingClaim(self, claim, self.loop.time() + wait)
-        self._ledger.post(claim, pending)
+        earlier = self._note_repeatable(pending)
+        if earlier is None:
+            self._ledger.post(claim, pending)
+        else:
+            # Its tasks, if it gets any, must be on record before the repeat asks for them.
+            earlier.answer.add_done_callback(lambda _answer: self._try(pending))
+            earlier.supersede()
         return pending.answer
+
+    def _note_repeatable(self, pending: PendingClaim) -> PendingClaim | None:
+        """Remember a claim that may be repeated; the one that it repeats, if that still waits."""
+        repeat = pending.claim.repeat
+        if repeat is None:
+            return None
+        name = pending.claim.worker_id, repeat.key
+        earlier = self._repeatable.get(name)
+        self._repeatable[name] = pending
+
+        def forget(_answer: object) -> None:
+            if self._repeatable.get(name) is pending:
+                del self._repeatable[name]
+
+        pending.answer.add_done_callback(forget)
+        return earlier
 
     def companions(self, commands: list[Command]) -> list[tuple[Command, Receiver]]:
         """The parked claims that the submits among `commands` may satisfy."""
@@ -94,10 +131,13 @@ class ClaimRoom:
     def wake(self, ready: Mapping[str, int]) -> None:
         """Try the claims again that want what has become claimable."""
         for pending in self._call(ready):
-            try:
-                self._ledger.post(pending.claim, pending)
-            except BrokerUnavailable as error:
-                pending.set_exception(error)
+            self._try(pending)
+
+    def _try(self, pending: PendingClaim) -> None:
+        try:
+            self._ledger.post(pending.claim, pending)
+        except BrokerUnavailable as error:
+            pending.set_exception(error)
 
     def park(self, pending: PendingClaim) -> None:
         """Keep a claim until there is work for it."""

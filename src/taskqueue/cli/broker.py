@@ -20,6 +20,12 @@ def serve(
     http: Annotated[str | None, Parameter(help="HOST:PORT of the REST door")] = None,
     native: Annotated[str | None, Parameter(help="HOST:PORT of the native door")] = None,
     data: Annotated[str | None, Parameter(help="folder in which tasks are kept")] = None,
+    rate_limit: Annotated[
+        int | None, Parameter(help="requests a second per key or address, 0 for no limit")
+    ] = None,
+    require_key: Annotated[
+        bool | None, Parameter(negative="", help="let nobody in without an API key")
+    ] = None,
     config: Annotated[Path | None, Parameter(help="settings file, instead of ./tq.toml")] = None,
     log_level: Annotated[LogLevel | None, Parameter(help="the least that is logged")] = None,
     log_format: Annotated[LogFormat | None, Parameter(help="json, text or auto")] = None,
@@ -29,6 +35,8 @@ def serve(
         "http.listen": http,
         "native.listen": native,
         "data.folder": data,
+        "access.rate_limit": rate_limit,
+        "access.required": require_key,
         "log.level": log_level,
         "log.format": log_format,
     }

@@ -8,7 +8,7 @@ from cyclopts import Parameter
 
 from taskqueue.cli.options import Output
 from taskqueue.cli.output import print_rows
-from taskqueue.settings.sources import load_settings
+from taskqueue.settings.sources import SECRETS, load_settings
 
 
 def show(
@@ -20,7 +20,11 @@ def show(
     """Show every setting of the broker and its value."""
     loaded = load_settings({}, os.environ, config)
     rows = [
-        {"setting": path, "value": value.value, "origin": value.origin}
+        {"setting": path, "value": _shown(path, value.value), "origin": value.origin}
         for path, value in sorted(loaded.values.items())
     ]
     print_rows(rows, output, ("setting", "value", "origin") if origin else ("setting", "value"))
+
+
+def _shown(path: str, value: object) -> object:
+    return "(hidden)" if path in SECRETS and value is not None else value

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 EXIT_CODES: Final = {
     "TASK_NOT_FOUND": 5,
+    "KEY_NOT_FOUND": 5,
     "TASK_FAILED": 3,
     "WAIT_TIMEOUT": 6,
     "BROKER_UNAVAILABLE": 7,
@@ -30,8 +31,26 @@ COMMANDS: Final = {
     "cancel": ("taskqueue.cli.tasks:cancel", "Cancel tasks that are not running."),
     "retry": ("taskqueue.cli.tasks:retry", "Put dead or cancelled tasks back in the queue."),
     "stats": ("taskqueue.cli.tasks:stats", "Show the queue in figures."),
+    "audit": ("taskqueue.cli.keys:audit", "List what operators did."),
 }
 """Where each command is written, and what it does."""
+
+GROUPS: Final = {
+    "config": (
+        "Settings: what holds, and where it comes from.",
+        {"show": "taskqueue.cli.config:show"},
+    ),
+    "keys": (
+        "API keys: who is let in, and what they may do.",
+        {
+            "create": "taskqueue.cli.keys:create",
+            "list": "taskqueue.cli.keys:list_all",
+            "rotate": "taskqueue.cli.keys:rotate",
+            "revoke": "taskqueue.cli.keys:revoke",
+        },
+    ),
+}
+"""Commands of two words: what the first one is about, and where those behind it are written."""
 
 
 def main() -> None:
@@ -80,15 +99,18 @@ def _app() -> Any:
     app = App(
         name="tq",
         help="taskqueue: a durable task queue. Exit codes: 0 ok, 1 error, 2 usage or settings, "
-        "3 the task failed, 5 not found, 6 timed out waiting, 7 no broker answers.",
+        "3 the task failed, 4 key or permission, 5 not found, 6 timed out waiting, "
+        "7 no broker answers.",
         version=version("taskqueue"),
         result_action="return_value",
     )
     for name, (place, summary) in COMMANDS.items():
         app.command(place, name=name, help=summary)
-    config = App(name="config", help="Settings: what holds, and where it comes from.")
-    config.command("taskqueue.cli.config:show", name="show")
-    app.command(config)
+    for name, (summary, commands) in GROUPS.items():
+        group = App(name=name, help=summary)
+        for word, place in commands.items():
+            group.command(place, name=word)
+        app.command(group)
     return app
 
 

@@ -32,6 +32,7 @@ def submit(
     at: Annotated[datetime | None, Parameter(help="moment before which it may not start")] = None,
     timeout: Annotated[int, Parameter(help="seconds one attempt may take")] = 300,
     retries: Annotated[int, Parameter(help="executions after the first that failed")] = 3,
+    key: Annotated[str | None, Parameter(help="idempotency key: one such task in a day")] = None,
     wait: Annotated[bool, Parameter(negative="", help="wait for the result")] = False,
     wait_seconds: Annotated[float, Parameter(help="how long to wait at most")] = 60.0,
     url: Url = None,
@@ -46,8 +47,9 @@ def submit(
         max_retries=retries,
         schedule_at=at,
         delay=delay,
+        idempotency_key=key,
     )
-    with _client(url, api_key) as client:
+    with connected(url, api_key) as client:
         task_id = client.submit_task(task)
         if wait:
             print(task_id, file=sys.stderr)
@@ -58,7 +60,7 @@ def submit(
 
 def status(task_id: str, *, output: Output = None, url: Url = None, api_key: ApiKey = None) -> None:
     """Show how a task stands."""
-    with _client(url, api_key) as client:
+    with connected(url, api_key) as client:
         print_record(as_row(client.get_status(task_id)), output)
 
 
@@ -70,7 +72,7 @@ def result(
     api_key: ApiKey = None,
 ) -> None:
     """Print a task's result, its bytes as they are."""
-    with _client(url, api_key) as client:
+    with connected(url, api_key) as client:
         _print_bytes(client.wait_for_result(task_id, wait))
 
 
@@ -85,7 +87,7 @@ def list_tasks(
     api_key: ApiKey = None,
 ) -> None:
     """List tasks, newest first."""
-    with _client(url, api_key) as client:
+    with connected(url, api_key) as client:
         page = client.list_tasks(status=status, task_type=task_type, limit=limit, offset=offset)
     print_rows([as_row(task) for task in page.tasks], output, LIST_COLUMNS)
     if sys.stdout.isatty():
@@ -94,23 +96,24 @@ def list_tasks(
 
 def cancel(*task_ids: str, url: Url = None, api_key: ApiKey = None) -> None:
     """Cancel tasks that are not running."""
-    with _client(url, api_key) as client:
+    with connected(url, api_key) as client:
         _for_each(task_ids, client.cancel, "cancelled")
 
 
 def retry(*task_ids: str, url: Url = None, api_key: ApiKey = None) -> None:
     """Put dead or cancelled tasks back in the queue."""
-    with _client(url, api_key) as client:
+    with connected(url, api_key) as client:
         _for_each(task_ids, client.retry, "back in the queue")
 
 
 def stats(*, output: Output = None, url: Url = None, api_key: ApiKey = None) -> None:
     """Show the queue in figures."""
-    with _client(url, api_key) as client:
+    with connected(url, api_key) as client:
         print_record(as_row(client.stats()), output)
 
 
-def _client(url: str | None, api_key: str | None) -> SyncClient:
+def connected(url: str | None, api_key: str | None) -> SyncClient:
+    """A client as commands use it: one that gives up soon."""
     return SyncClient(url, api_key=api_key, timeout=CALL_SECONDS)
 
 

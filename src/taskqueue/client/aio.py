@@ -1,7 +1,7 @@
 """The asyncio client."""
 
 import asyncio
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Final
 
@@ -12,9 +12,22 @@ from taskqueue.client.connection import Answer, Connection, ConnectionLost
 from taskqueue.client.errors import TaskFailed, WaitTimeout
 from taskqueue.client.link import Backoff, Link
 from taskqueue.client.task import Task, TaskPage, TaskStatus, as_fields
-from taskqueue.core.errors import BrokerUnavailable, OutcomeUnknown, TaskQueueError
+from taskqueue.core.errors import (
+    BrokerUnavailable,
+    OutcomeUnknown,
+    QueueDepthExceeded,
+    TaskQueueError,
+)
 from taskqueue.core.ids import new_task_id
+from taskqueue.core.keys import Permission
 from taskqueue.core.task import TERMINAL, Status
+from taskqueue.wire.administration import (
+    AuditEntryReply,
+    AuditReply,
+    KeyReply,
+    KeysReply,
+    NewKeyReply,
+)
 from taskqueue.wire.messages import HealthReply, StatsReply
 
 # Waiting with a time-out as an argument is the documented interface, alike for both clients.
@@ -33,8 +46,9 @@ class AsyncClient:
     """Talks to a broker's native door. Safe to share between tasks of one event loop.
 
     `url` is `host:port` or `tq://key@host:port`; without one TQ_URL is used, or else this machine.
-    `timeout` in seconds bounds each call: what the broker cannot do now (unreachable, restarting)
-    is tried again within it. Every submit carries an id made here, so trying again is harmless.
+    `timeout` in seconds bounds each call: what the broker cannot do now (unreachable, restarting,
+    its queue full) is tried again within it. Every submit carries an id made here, or the task's
+    idempotency key, so trying again is harmless.
     """
 
     def __init__(
@@ -70,17 +84,16 @@ class AsyncClient:
         Raises InvalidRequest, PayloadTooLarge, QueueDepthExceeded, IdempotencyConflict,
         BrokerUnavailable.
         """
-        task_id = task.task_id or new_task_id()
-        answer = await self._call(*task.command(task_id))
+        answer = await self._call(*task.command(_id_for(task)))
         return str(answer.decode())
 
     async def submit_many(self, tasks: Iterable[Task]) -> list[str]:
         """Submit tasks together, pipelined; their ids in the same order.
 
         The first one that is refused raises its error; the others are submitted all the same.
-        To repeat a call that failed, give the tasks ids of your own.
+        To repeat a call that failed, give the tasks ids or idempotency keys of your own.
         """
-        commands = [task.command(task.task_id or new_task_id()) for task in tasks]
+        commands = [task.command(_id_for(task)) for task in tasks]
         ids: list[str] = []
         refusals: list[TaskQueueError] = []
         for some in _slices(commands):
@@ -151,14 +164,7 @@ class AsyncClient:
     ) -> TaskPage:
         """One page of tasks, newest first. Raises InvalidRequest."""
         asked = {"STATUS": status, "TYPE": task_type, "LIMIT": limit, "OFFSET": offset or None}
-        asked["CURSOR"] = cursor
-        words = [
-            word
-            for keyword, value in asked.items()
-            if value is not None
-            for word in (keyword.encode(), str(value).encode())
-        ]
-        answer = await self._call(b"TQ.LIST", *words)
+        answer = await self._call(b"TQ.LIST", *_options({**asked, "CURSOR": cursor}))
         return msgspec.convert(as_fields(answer), TaskPage)
 
     async def stats(self) -> StatsReply:
@@ -168,6 +174,52 @@ class AsyncClient:
     async def health(self) -> HealthReply:
         """Whether the broker can do its work."""
         return msgspec.convert(as_fields(await self._call(b"TQ.HEALTH")), HealthReply)
+
+    async def create_key(
+        self,
+        name: str,
+        permissions: Iterable[Permission | str],
+        *,
+        task_type_prefix: str | None = None,
+        rate_limit: int | None = None,
+        expires_in: int | None = None,
+    ) -> NewKeyReply:
+        """Make an API key; `key` of the answer is its secret, which nobody can ask for again.
+
+        `rate_limit` in requests a second over REST and gRPC, 0 for none; `expires_in` in seconds.
+        Raises InvalidRequest, PermissionDenied.
+        """
+        options = {"PREFIX": task_type_prefix, "RATE": rate_limit, "EXPIRES": expires_in}
+        wanted = [permission.encode() for permission in permissions]
+        answer = await self._call_once(
+            b"TQ.KEY.CREATE", name.encode(), *_options(options), b"PERMISSIONS", *wanted
+        )
+        return msgspec.convert(as_fields(answer), NewKeyReply)
+
+    async def list_keys(self) -> list[KeyReply]:
+        """Every API key, oldest first, without its secret. Raises PermissionDenied."""
+        return msgspec.convert(as_fields(await self._call(b"TQ.KEY.LIST")), KeysReply).keys
+
+    async def rotate_key(self, key_id: str, *, overlap: int = 86_400) -> NewKeyReply:
+        """Give a key a new secret; the old one stays valid for `overlap` seconds.
+
+        Raises KeyNotFound, InvalidStatus, PermissionDenied.
+        """
+        answer = await self._call_once(
+            b"TQ.KEY.ROTATE", key_id.encode(), b"OVERLAP", b"%d" % overlap
+        )
+        return msgspec.convert(as_fields(answer), NewKeyReply)
+
+    async def revoke_key(self, key_id: str) -> None:
+        """End a key at once. Raises KeyNotFound, InvalidStatus, PermissionDenied."""
+        await self._call(b"TQ.KEY.REVOKE", key_id.encode())
+
+    async def audit_log(
+        self, *, limit: int = 100, before: int | None = None
+    ) -> list[AuditEntryReply]:
+        """What operators did, newest first; `before` asks for numbers below it."""
+        words = _options({"LIMIT": limit, "BEFORE": before})
+        return msgspec.convert(as_fields(await self._call(b"TQ.AUDIT", *words)), AuditReply).entries
 
     async def _call(self, *words: bytes, ends_at: float | None = None) -> Answer:
         """The answer to a command that may be repeated, which it is within the time-out."""
@@ -195,10 +247,9 @@ class AsyncClient:
                     return _answers(futures)
             except TimeoutError:
                 raise self._not_answered(is_in_doubt or connection is not None) from None
-            except (BrokerUnavailable, ConnectionLost) as error:
+            except (BrokerUnavailable, ConnectionLost, QueueDepthExceeded) as error:
                 is_in_doubt |= isinstance(error, ConnectionLost | OutcomeUnknown)
-                pause = error.retry_after if isinstance(error, BrokerUnavailable) else None
-                pause = pause or backoff.next_pause()
+                pause = getattr(error, "retry_after", None) or backoff.next_pause()
                 if loop.time() + pause >= ends_at:
                     raise _unavailable(error, is_in_doubt=is_in_doubt) from error
                 await asyncio.sleep(pause)
@@ -259,6 +310,23 @@ class AsyncClient:
         return self._link
 
 
+def _id_for(task: Task) -> str | None:
+    """The id to submit a task under; with an idempotency key the broker may choose it."""
+    if task.task_id is None and task.idempotency_key is None:
+        return new_task_id()
+    return task.task_id
+
+
+def _options(asked: Mapping[str, object]) -> list[bytes]:
+    """The words for options; those without a value are left out."""
+    return [
+        word
+        for keyword, value in asked.items()
+        if value is not None
+        for word in (keyword.encode(), str(value).encode())
+    ]
+
+
 def _status(answer: Answer) -> TaskStatus:
     return msgspec.convert(as_fields(answer), TaskStatus)
 
@@ -281,12 +349,12 @@ def _answers(futures: list[asyncio.Future[Answer]]) -> list[Answer]:
     """What came of commands sent together. Raises what asks for a repeat."""
     answers = [future.exception() or future.result() for future in futures]
     for answer in answers:
-        if isinstance(answer, BrokerUnavailable | ConnectionLost):
+        if isinstance(answer, BrokerUnavailable | ConnectionLost | QueueDepthExceeded):
             raise answer
     return answers
 
 
-def _unavailable(error: Exception, *, is_in_doubt: bool) -> BrokerUnavailable:
-    if isinstance(error, BrokerUnavailable) and not is_in_doubt:
+def _unavailable(error: Exception, *, is_in_doubt: bool) -> TaskQueueError:
+    if isinstance(error, TaskQueueError) and not is_in_doubt:
         return error
     return OutcomeUnknown(f"{error}; the outcome is unknown, repeat with the same id")

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import ssl
 from collections import deque
 from typing import Any, Final, cast
 
@@ -20,6 +21,20 @@ UNACKNOWLEDGED_SECONDS: Final = 10
 """The same for bytes that the other machine has not even acknowledged: the way there is cut."""
 
 _NOTHING_YET: Final = object()
+
+_IN_WORDS: Final = {
+    "WRONG_VERSION_NUMBER": "it does not speak TLS there; write tq:// instead of tqs://",
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED": "it wants a client certificate; name one with cert= and "
+    "key= in the address, or TQ_CERT_FILE and TQ_KEY_FILE",
+    "TLSV1_ALERT_UNKNOWN_CA": "it does not accept the client certificate",
+}
+
+_MENDED_BY_CA: Final = "name the file of the CA with ca= in the address, or TQ_CA_FILE"
+_MENDED_BY: Final = {
+    10: "it must be renewed at the broker",  # X509_V_ERR_CERT_HAS_EXPIRED
+    62: "use a name that is in the certificate",  # X509_V_ERR_HOSTNAME_MISMATCH
+    64: "use a name or address that is in the certificate",  # X509_V_ERR_IP_ADDRESS_MISMATCH
+}
 
 Answer = Any
 """What RESP3 can carry: bytes, int, float, bool, None, lists and dicts of them."""
@@ -49,7 +64,10 @@ class Connection(asyncio.Protocol):
         """Connect and agree on the protocol. Raises OSError if that fails."""
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(CONNECT_SECONDS):
-            _, connection = await loop.create_connection(cls, address.host, address.port)
+            context = None if address.tls is None else address.tls.context()
+            _, connection = await loop.create_connection(
+                cls, address.host, address.port, ssl=context
+            )
             try:
                 await connection.send(*greeting(address))
             except BaseException:
@@ -73,7 +91,7 @@ class Connection(asyncio.Protocol):
             self._give_up(f"the answer is not RESP: {error}")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._give_up(f"the broker hung up: {exc or 'end of stream'}")
+        self._give_up(f"the broker hung up: {in_words(exc) if exc else 'end of stream'}")
 
     def pause_writing(self) -> None:
         self._has_room.clear()
@@ -113,7 +131,10 @@ class Connection(asyncio.Protocol):
         """Tell the broker that no command follows: one that blocks is answered at once."""
         if self._transport is not None and self.is_open:
             self._flush()
-            self._transport.write_eof()
+            if self._transport.can_write_eof():
+                self._transport.write_eof()
+            else:  # TLS ends both ways at once; what the broker answers then it takes back
+                self._transport.close()
 
     def _flush(self) -> None:
         data = b"".join(self._outgoing)
@@ -165,6 +186,17 @@ def greeting(address: BrokerAddress) -> list[bytes]:
     """The command that opens every connection."""
     hello = [b"HELLO", b"3"]
     return hello if address.key is None else [*hello, b"AUTH", b"default", address.key.encode()]
+
+
+def in_words(error: Exception) -> str:
+    """What is wrong with a connection, and what to do if it is the set-up of TLS."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        what_to_do = _MENDED_BY.get(error.verify_code, _MENDED_BY_CA)
+        why = error.verify_message.rstrip(".")
+        return f"its certificate cannot be trusted: {why}; {what_to_do}"
+    if isinstance(error, ssl.SSLError) and error.reason:
+        return _IN_WORDS.get(error.reason) or error.reason.lower().replace("_", " ")
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def notice_cuts(connection: socket.socket) -> None:

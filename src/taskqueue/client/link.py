@@ -2,16 +2,20 @@
 
 import asyncio
 import random
+import ssl
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Final
 
 from taskqueue.client.address import BrokerAddress
-from taskqueue.client.connection import Connection
+from taskqueue.client.connection import Connection, ConnectionLost, in_words
 from taskqueue.core.errors import BrokerUnavailable, TaskQueueError
 
 FIRST_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 5.0
+DISTRUST_SECONDS: Final = 60.0
+"""The pause after a broker's certificate was refused: that does not mend itself in a moment."""
+
 MOST_BLOCKING: Final = 100
 """Connections for blocking commands that one client opens at most."""
 
@@ -76,8 +80,11 @@ class Link:
         try:
             return await Connection.connect(self.address)
         except OSError as error:
-            reason = error.strerror or str(error) or type(error).__name__
-            raise BrokerUnavailable(f"no broker answers at {self.address}: {reason}") from error
+            is_distrusted = isinstance(error, ssl.SSLCertVerificationError)
+            raise BrokerUnavailable(
+                f"no broker answers at {self.address}: {in_words(error)}{self._hint(error)}",
+                retry_after=DISTRUST_SECONDS if is_distrusted else None,
+            ) from error
 
     def close(self) -> None:
         """Hang up everywhere."""
@@ -87,6 +94,14 @@ class Link:
         self._idle.clear()
         if self._shared is not None:
             self._shared.close()
+
+    def _hint(self, error: OSError) -> str:
+        """What might be amiss where the other end just hangs up."""
+        if self.address.tls is None and isinstance(error, ConnectionLost):
+            return "; if that port is for TLS, write tqs://"
+        if self.address.tls is not None and isinstance(error, ConnectionResetError):
+            return "; if that port is not for TLS, write tq://"
+        return ""
 
     def _pop_idle(self) -> Connection | None:
         # A broker that has been restarted has closed them all.

@@ -9,7 +9,9 @@ from typing import Any, TypeVar
 
 from taskqueue.client.aio import AsyncClient
 from taskqueue.client.task import Task, TaskPage, TaskStatus
+from taskqueue.core.keys import Permission
 from taskqueue.core.task import Status
+from taskqueue.wire.administration import AuditEntryReply, KeyReply, NewKeyReply
 from taskqueue.wire.messages import HealthReply, StatsReply
 
 Value = TypeVar("Value")
@@ -137,6 +139,42 @@ class SyncClient:
     def health(self) -> HealthReply:
         """See AsyncClient.health."""
         return self._thread.run(self._client.health())
+
+    def create_key(
+        self,
+        name: str,
+        permissions: Iterable[Permission | str],
+        *,
+        task_type_prefix: str | None = None,
+        rate_limit: int | None = None,
+        expires_in: int | None = None,
+    ) -> NewKeyReply:
+        """See AsyncClient.create_key."""
+        return self._thread.run(
+            self._client.create_key(
+                name,
+                list(permissions),
+                task_type_prefix=task_type_prefix,
+                rate_limit=rate_limit,
+                expires_in=expires_in,
+            )
+        )
+
+    def list_keys(self) -> list[KeyReply]:
+        """See AsyncClient.list_keys."""
+        return self._thread.run(self._client.list_keys())
+
+    def rotate_key(self, key_id: str, *, overlap: int = 86_400) -> NewKeyReply:
+        """See AsyncClient.rotate_key."""
+        return self._thread.run(self._client.rotate_key(key_id, overlap=overlap))
+
+    def revoke_key(self, key_id: str) -> None:
+        """See AsyncClient.revoke_key."""
+        self._thread.run(self._client.revoke_key(key_id))
+
+    def audit_log(self, *, limit: int = 100, before: int | None = None) -> list[AuditEntryReply]:
+        """See AsyncClient.audit_log."""
+        return self._thread.run(self._client.audit_log(limit=limit, before=before))
 
 
 def _run_until_stopped(loop: asyncio.AbstractEventLoop) -> None:

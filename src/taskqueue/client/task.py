@@ -22,7 +22,8 @@ class Task(Struct, frozen=True):
 
     `priority` 0-255, 255 first; `timeout` seconds one attempt may take; `max_retries` executions
     after the first that failed; `schedule_at` (without an offset: UTC) or `delay` in seconds for
-    later; `task_id` a UUID of your own, made for you otherwise.
+    later; `task_id` a UUID of your own, made for you otherwise; `idempotency_key` any name of your
+    own, under which the broker takes one such task in a day.
     """
 
     task_type: str
@@ -33,6 +34,7 @@ class Task(Struct, frozen=True):
     schedule_at: datetime | None = None
     delay: float | None = None
     task_id: str | None = None
+    idempotency_key: str | None = None
 
     def with_priority(self, priority: int) -> "Task":
         """This task with another priority."""
@@ -58,10 +60,18 @@ class Task(Struct, frozen=True):
         """This task under an id of your own: submitting it twice makes one task."""
         return structs.replace(self, task_id=task_id)
 
-    def command(self, task_id: str) -> list[bytes]:
+    def with_idempotency_key(self, key: str) -> "Task":
+        """This task under a key of your own: submitting it twice in a day makes one task."""
+        return structs.replace(self, idempotency_key=key)
+
+    def command(self, task_id: str | None) -> list[bytes]:
         """The words that submit it. Raises InvalidRequest, PayloadTooLarge."""
         asked = self._checked()
-        words = [b"TQ.SUBMIT", asked.task_type.encode(), self.payload, b"ID", task_id.encode()]
+        words = [b"TQ.SUBMIT", asked.task_type.encode(), self.payload]
+        if task_id is not None:
+            words += [b"ID", task_id.encode()]
+        if asked.idempotency_key is not None:
+            words += [b"KEY", asked.idempotency_key.encode()]
         if asked.priority != 100:
             words += [b"PRIORITY", b"%d" % asked.priority]
         if asked.timeout_seconds != 300:
@@ -100,6 +110,7 @@ class Task(Struct, frozen=True):
                     "schedule_at": self.schedule_at,
                     "delay_seconds": self.delay,
                     "task_id": self.task_id,
+                    "idempotency_key": self.idempotency_key,
                 },
                 SubmitRequest,
             )

@@ -39,6 +39,11 @@ class Pending:
         return None
 
 
+def held_up(answer: bytes, seconds: float, *, resp3: bool) -> Pending:
+    """An answer that is ready, but is to be given only after so many seconds."""
+    return Pending(asyncio.sleep(seconds, answer), _as_it_is, blocks=True, resp3=resp3)
+
+
 def reply_of(operation: Operation) -> Reply:
     """How the outcome of an operation is written: in short where the table below says so."""
     return _REPLIES.get(operation.name) or _whole_reply(operation)
@@ -49,6 +54,10 @@ def _whole_reply(operation: Operation) -> Reply:
         return resp.encode(operation.reply(outcome), resp3=resp3)
 
     return reply
+
+
+def _as_it_is(answer: bytes, _resp3: bool) -> bytes:
+    return answer
 
 
 def _submitted(task: Task, _resp3: bool) -> bytes:
@@ -94,6 +103,7 @@ _REPLIES: Final[dict[str, Reply]] = {
     "release": _status,
     "retry": _status,
     "cancel": _ok,
+    "revoke_key": _ok,
     "leave": _left,
 }
 """Answers shorter than the whole reply struct, or hot enough to be written out."""

@@ -161,6 +161,7 @@ def _sent(values: dict[str, Any]) -> Callable[[str], str | None]:
 
 _TASK_ID: Final = Field("task_id", _text)
 _TOKEN: Final = Field("token", _integer)
+_KEY_ID: Final = Field("key_id", _text)
 
 GRAMMARS: Final = {
     grammar.operation.native.encode(): grammar
@@ -175,6 +176,7 @@ GRAMMARS: Final = {
                 b"DELAY": Field("delay_seconds", _decimal),
                 b"TIMEOUT": Field("timeout_seconds", _integer),
                 b"RETRIES": Field("max_retries", _integer),
+                b"KEY": Field("idempotency_key", _text),
             },
         ),
         Grammar(BY_NAME["get"], (_TASK_ID,), {}),
@@ -195,9 +197,35 @@ GRAMMARS: Final = {
         Grammar(BY_NAME["stats"], (), {}),
         Grammar(BY_NAME["health"], (), {}),
         Grammar(
+            BY_NAME["create_key"],
+            (Field("name", _text),),
+            {
+                b"PREFIX": Field("task_type_prefix", _text),
+                b"RATE": Field("rate_limit", _integer),
+                b"EXPIRES": Field("expires_in_seconds", _integer),
+            },
+            rest=Rest(
+                "permissions", _texts, "PERMISSIONS permission [permission …]", b"PERMISSIONS"
+            ),
+        ),
+        Grammar(BY_NAME["list_keys"], (), {}),
+        Grammar(
+            BY_NAME["rotate_key"], (_KEY_ID,), {b"OVERLAP": Field("overlap_seconds", _integer)}
+        ),
+        Grammar(BY_NAME["revoke_key"], (_KEY_ID,), {}),
+        Grammar(
+            BY_NAME["audit"],
+            (),
+            {b"LIMIT": Field("limit", _integer), b"BEFORE": Field("before", _integer)},
+        ),
+        Grammar(
             BY_NAME["claim"],
             (Field("worker_id", _text),),
-            {b"COUNT": Field("count", _integer), b"BLOCK": Field("wait_ms", _integer)},
+            {
+                b"COUNT": Field("count", _integer),
+                b"BLOCK": Field("wait_ms", _integer),
+                b"ID": Field("request_id", _text),
+            },
             rest=Rest("task_types", _texts, "TYPES task_type [task_type …]", b"TYPES"),
         ),
         Grammar(BY_NAME["complete"], (_TASK_ID, _TOKEN), {b"RESULT": Field("result", _bytes)}),

@@ -4,26 +4,44 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import Final
 
+from taskqueue.broker.access import Access, Caller
+from taskqueue.core.errors import AuthenticationFailed
 from taskqueue.doors.grammar import GRAMMARS
 from taskqueue.wire import resp
 
 
 class Session:
-    """What is agreed on one connection."""
+    """What is agreed on one connection, and who it is with."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, access: Access, address: str) -> None:
         self.id = number
         self.resp3 = False
         self.name = b""
         self.is_over = False
+        self.caller = Caller(address)
+        self._access = access
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the client is let in, as far as that takes a key."""
+        return self._access.is_known(self.caller)
+
+    def log_in(self, key: bytes) -> None:
+        """Go on as whoever has this key. Raises AuthenticationFailed."""
+        caller = self._access.identify(key.decode("latin-1"), self.caller.address)
+        if not self._access.is_known(caller):
+            raise AuthenticationFailed("the key is not valid")
+        self.caller = caller
 
     def reset(self) -> None:
         """Back to how it began."""
         self.resp3 = False
         self.name = b""
+        self.caller = Caller(self.caller.address)
 
 
 Handshake = Callable[[Session, list[bytes]], bytes]
+"""Answers a command. Raises AuthenticationFailed."""
 
 
 def ping(_session: Session, words: list[bytes]) -> bytes:
@@ -42,15 +60,19 @@ def hello(session: Session, words: list[bytes]) -> bytes:
     """HELLO [2|3 [AUTH user key] [SETNAME name]]"""
     if len(words) > 1 and words[1] not in (b"2", b"3"):
         return resp.error("NOPROTO", "unsupported protocol version; this broker speaks 2 and 3")
-    options, name = words[2:], session.name
+    options, name, key = words[2:], session.name, None
     while options:
         keyword = options[0].upper()
         if keyword == b"AUTH" and len(options) >= 3:
-            options = options[3:]  # while no keys exist, any key will do
+            key, options = options[2], options[3:]
         elif keyword == b"SETNAME" and len(options) >= 2:
             name, options = options[1], options[2:]
         else:
             return resp.error("ERR", "syntax error in HELLO")
+    if key is not None:
+        session.log_in(key)
+    elif not session.is_known:
+        raise AuthenticationFailed("a valid API key is needed; send HELLO 3 AUTH default KEY")
     session.name = name
     if len(words) > 1:
         session.resp3 = words[1] == b"3"
@@ -66,9 +88,12 @@ def hello(session: Session, words: list[bytes]) -> bytes:
     return resp.encode(facts, resp3=session.resp3)
 
 
-def auth(_session: Session, words: list[bytes]) -> bytes:
-    """AUTH [user] key; while no keys exist, any key will do"""
-    return resp.OK if len(words) in (2, 3) else _wrong_number(words)
+def auth(session: Session, words: list[bytes]) -> bytes:
+    """AUTH [user] key; the user does not matter, nor the key while none is needed"""
+    if len(words) not in (2, 3):
+        return _wrong_number(words)
+    session.log_in(words[-1])
+    return resp.OK
 
 
 def client(session: Session, words: list[bytes]) -> bytes:
@@ -127,6 +152,12 @@ def leave(session: Session, _words: list[bytes]) -> bytes:
     return resp.OK
 
 
+def shows_key(words: list[bytes]) -> bool:
+    """Whether a command brings a key, right or wrong."""
+    name = words[0].upper()
+    return name == b"AUTH" or (name == b"HELLO" and b"AUTH" in map(bytes.upper, words))
+
+
 def _describe(name: bytes) -> list[object]:
     # name, arity, flags, first key, last key, step, categories, tips, keys, subcommands
     grammar = GRAMMARS.get(name)
@@ -159,3 +190,6 @@ HANDSHAKES: Final[dict[bytes, Handshake]] = {
     b"QUIT": leave,
 }
 """They take no part in the queue and are answered at once."""
+
+WITHOUT_KEY: Final = frozenset((b"PING", b"HELLO", b"AUTH", b"RESET", b"QUIT"))
+"""Those that a client may send before it has shown a key that is needed."""

@@ -42,6 +42,10 @@ LINGER_SECONDS: Final = 2.0
 """How long a refused client may go on sending, so that it gets to read the answer."""
 
 
+Describe = Callable[[str], list[tuple[bytes, bytes]]]
+"""The headers that every answer has, for a request from this address."""
+
+
 class RestSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Limits of the REST door."""
 
@@ -56,6 +60,12 @@ class RestSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     max_connections: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
     """How many clients may be connected at once."""
+
+    trusted_proxies: str = ""
+    """Addresses or networks, separated by commas, whose X-Forwarded-For is believed."""
+
+    cors_origins: str = ""
+    """Origins, separated by commas, whose web pages may call the API; * for all."""
 
 
 class Refused(Exception):
@@ -77,6 +87,7 @@ class LimitedHttp(HttpToolsProtocol):
         settings: RestSettings,
         clock: Clock,
         on_lost: Callable[[], None],
+        describe: Describe,
     ) -> None:
         super().__init__(config, state, {}, asyncio.get_running_loop())
         self.parser = _new_parser(self)
@@ -84,6 +95,7 @@ class LimitedHttp(HttpToolsProtocol):
         self._settings = settings
         self._clock = clock
         self._on_lost = on_lost
+        self._describe = describe
         self._socket: asyncio.Transport
         self._latest: RequestResponseCycle | None = None
         self._is_receiving = False
@@ -271,6 +283,7 @@ class LimitedHttp(HttpToolsProtocol):
         body = msgspec.json.encode(error_reply(refusal.error, self._clock.wall()))
         lines = [
             *self.server_state.default_headers,
+            *self._describe((self.client or ("?",))[0]),
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(body)),
             (b"x-content-type-options", b"nosniff"),
@@ -318,7 +331,8 @@ class LingeringTransport(asyncio.Transport):
             self._socket.close()
             return
         self._protocol.is_lingering = True
-        self._socket.write_eof()
+        if self._socket.can_write_eof():  # TLS ends both ways at once
+            self._socket.write_eof()
         self._protocol.pipeline.clear()
         self._protocol.flow.resume_reading()
         self._protocol.loop.call_later(LINGER_SECONDS, self._socket.close)

@@ -7,14 +7,18 @@ itself, and polls.
 import asyncio
 from contextlib import suppress
 from email.utils import formatdate
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from starlette.types import ASGIApp
 from uvicorn import Config
 from uvicorn.server import ServerState
 
 from taskqueue.core.clock import SECOND, Clock
-from taskqueue.doors.http import LimitedHttp, RestSettings
+from taskqueue.doors.gate import Gate
+from taskqueue.doors.http import Describe, LimitedHttp, RestSettings
+
+if TYPE_CHECKING:  # what it brings along takes time to import, and many brokers have no use for it
+    from taskqueue.doors.tls import Tls
 
 CLOSE_SECONDS: Final = 3.0
 """How long requests may take to finish once the door closes."""
@@ -23,9 +27,16 @@ CLOSE_SECONDS: Final = 3.0
 class HttpListener:
     """Listens on an address and serves an ASGI app there."""
 
-    def __init__(self, app: ASGIApp, settings: RestSettings, clock: Clock) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: RestSettings,
+        clock: Clock,
+        describe: Describe = lambda _address: [],
+    ) -> None:
         self._settings = settings
         self._clock = clock
+        self._describe = describe
         self._state = ServerState()
         self._config = Config(
             app,
@@ -39,6 +50,7 @@ class HttpListener:
             timeout_keep_alive=settings.keep_alive_seconds,
         )
         self._server: asyncio.Server | None = None
+        self._gate: Gate | None = None
         self._deserted = asyncio.Event()
         self._date_timer: asyncio.TimerHandle | None = None
 
@@ -53,10 +65,13 @@ class HttpListener:
         """How many clients are connected."""
         return len(self._state.connections)
 
-    async def start(self, host: str, port: int) -> None:
+    async def start(self, host: str, port: int, tls: "Tls | None" = None) -> None:
         """Listen; port 0 takes a free one. Raises OSError where the address cannot be had."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(self._connection, host, port, backlog=2048)
+        if tls is not None:
+            self._gate = Gate(self._connection, lambda: tls.http)
+        protocol = self._gate or self._connection
+        self._server = await loop.create_server(protocol, host, port, backlog=2048)
         self._set_date()
 
     async def close(self) -> None:
@@ -64,6 +79,8 @@ class HttpListener:
         if self._server is None:
             return
         self._server.close()
+        if self._gate is not None:
+            self._gate.close()
         if self._date_timer is not None:
             self._date_timer.cancel()
         for connection in list(self._state.connections):
@@ -85,7 +102,12 @@ class HttpListener:
 
     def _connection(self) -> LimitedHttp:
         return LimitedHttp(
-            self._config, self._state, self._settings, self._clock, self._connection_lost
+            self._config,
+            self._state,
+            self._settings,
+            self._clock,
+            self._connection_lost,
+            self._describe,
         )
 
     def _connection_lost(self) -> None:

@@ -9,48 +9,30 @@ import asyncio
 import contextlib
 import socket
 from collections import deque
+from collections.abc import Callable
 from itertools import count
-from typing import Annotated, Any, Final, cast
+from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
 import structlog
 from msgspec import Meta, Struct
 
 from taskqueue.broker.broker import Broker
-from taskqueue.core.errors import BrokerUnavailable, InternalError, TaskQueueError
-from taskqueue.doors.answers import Pending, reply_of
+from taskqueue.core.errors import (
+    AuthenticationFailed,
+    BrokerUnavailable,
+    InternalError,
+    TaskQueueError,
+)
+from taskqueue.doors import bounds
+from taskqueue.doors.answers import Pending, held_up, reply_of
 from taskqueue.doors.backlog import Backlog
+from taskqueue.doors.gate import Gate
 from taskqueue.doors.grammar import GRAMMARS
-from taskqueue.doors.handshake import HANDSHAKES, Session
+from taskqueue.doors.handshake import HANDSHAKES, WITHOUT_KEY, Session, shows_key
 from taskqueue.wire import resp
 
-MOST_UNANSWERED: Final = 1_024
-"""Commands of one connection that may be under way before the door stops reading from it."""
-
-MOST_READS: Final = 16
-"""Of those, the ones that read from the storage: each may come back with ten megabytes."""
-
-LARGEST_BACKLOG: Final = 16 * 1024 * 1024
-"""Bytes of unanswered commands of one connection before the door stops reading from it."""
-
-LARGEST_BACKLOG_OF_ALL: Final = 256 * 1024 * 1024
-"""Bytes of all connections, come and not answered or answered and not read; then the client
-with the most of them is dropped."""
-
-MOST_UNREAD: Final = 1024 * 1024
-"""Bytes of answers that a client may leave unread before the door stops reading from it."""
-
-LEAST_READ: Final = 64 * 1024
-"""Bytes that such a client must read in each `slow_reader_seconds` to stay."""
-
-WRITE_SIZE: Final = 64 * 1024
-"""Bytes of answers after which they are written, even if more are ready."""
-
-FLUSH_SECONDS: Final = 3.0
-"""How long clients may take to read their last answers when the door closes."""
-
-SECONDS_TO_PROBE: Final = 60
-"""Silence after which a client's machine is asked whether it still exists; three times, then
-every ten seconds, and the connection is given up."""
+if TYPE_CHECKING:  # what it brings along takes time to import, and many brokers have no use for it
+    from taskqueue.doors.tls import Tls
 
 BROKER_FAULT: Final = "The broker failed; its log says how"
 
@@ -72,7 +54,8 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, door: "RespDoor", number: int) -> None:
         self._door = door
-        self._session = Session(number)
+        self._number = number
+        self._session: Session
         self._reader = resp.RequestReader()
         self._inbox: deque[list[bytes]] = deque()
         self._answers: deque[Pending | bytes] = deque()
@@ -81,6 +64,8 @@ class Connection(asyncio.Protocol):
         self._held = 0
         self._reads = 0
         self._unread = 0
+        self._refusals = 0
+        self._unbind: Callable[[], object] = int
         self._last_words = b""
         self._is_blocked = False
         self._is_choked = False
@@ -93,13 +78,16 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports do not inherit from asyncio's.
         self._transport = cast(asyncio.Transport, transport)
-        self._transport.set_write_buffer_limits(high=MOST_UNREAD)
+        self._transport.set_write_buffer_limits(high=bounds.MOST_UNREAD)
+        self._session = Session(self._number, self._door.broker.access, self.peer)
+        self._stay_while_known()
         if not self._door.admit(self):
             self._last_words = resp.error("ERR", "max number of clients reached")
             self._hang_up()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  asyncio names it
         self._door.dismiss(self)
+        self._unbind()
         self._stop_timer()
         self._inbox.clear()
         for answer in self._answers:
@@ -121,15 +109,15 @@ class Connection(asyncio.Protocol):
             if not isinstance(fault, resp.ForeignProtocol):
                 self._last_words = resp.error("ERR", f"Protocol error: {fault}")
         self._work()
+        if not self._reader.is_modest and not self._session.is_known:
+            self.drop("it has shown no key and sends more than a handshake")
 
     def eof_received(self) -> bool:
         """A client that has sent its last command may still read its answers, but not wait."""
         self._is_ending = self._has_left = True
-        for answer in self._answers:
-            if isinstance(answer, Pending) and answer.blocks:
-                answer.future.cancel()
+        self._end_waits()
         self._work()
-        return True
+        return self._transport.can_write_eof()  # TLS ends both ways at once
 
     def pause_writing(self) -> None:
         self._is_choked = True
@@ -154,6 +142,16 @@ class Connection(asyncio.Protocol):
         """Bytes that the broker keeps for this client."""
         return self._held
 
+    def shut_out(self) -> None:
+        """End it because its key is no longer valid, or one is needed now."""
+        self._is_ending = True
+        self._last_words = resp.error(
+            AuthenticationFailed.code, "The key is no longer valid, or a key is needed now"
+        )
+        self._end_waits()
+        # Not at once: it may be in the middle of the command that brought this about.
+        asyncio.get_running_loop().call_soon(self._work)
+
     def finish(self) -> None:
         """Take no more commands, answer those that came, hang up."""
         self._is_ending = True
@@ -164,6 +162,15 @@ class Connection(asyncio.Protocol):
         log.warning("a client is dropped", client=self.peer, reason=reason)
         self._let_go()
         self._transport.abort()
+
+    def _stay_while_known(self) -> None:
+        self._unbind()
+        self._unbind = self._door.broker.access.bind(self._session.caller, self.shut_out)
+
+    def _end_waits(self) -> None:
+        for answer in self._answers:
+            if isinstance(answer, Pending) and answer.blocks:
+                answer.future.cancel()
 
     def _work(self) -> None:
         """Send what is ready, start what may be started."""
@@ -185,8 +192,8 @@ class Connection(asyncio.Protocol):
             bool(self._inbox)
             and not self._is_blocked
             and not self._is_choked
-            and self._reads < MOST_READS
-            and len(self._answers) < MOST_UNANSWERED
+            and self._reads < bounds.MOST_READS
+            and len(self._answers) < bounds.MOST_UNANSWERED
         )
 
     def _start(self, words: list[bytes]) -> None:
@@ -196,18 +203,39 @@ class Connection(asyncio.Protocol):
                 self._start_operation(name, words)
             else:
                 self._answers.append(self._shake_hands(name, words))
+        except AuthenticationFailed as error:
+            self._refuse(error, words)
         except TaskQueueError as error:
             self._answers.append(resp.error(error.code, error.message))
         except Exception:
             log.exception("a command met a fault of the broker")
             self._answers.append(resp.error(InternalError.code, BROKER_FAULT))
 
+    def _refuse(self, error: AuthenticationFailed, words: list[bytes]) -> None:
+        answer = resp.error(error.code, error.message)
+        self._refusals += 1
+        if self._refusals > bounds.MOST_REFUSALS:
+            self._is_ending = True
+            self._inbox.clear()
+        if not shows_key(words):
+            self._answers.append(answer)
+            return
+        seconds = self._door.broker.access.penalty(self._session.caller.address)
+        self._answers.append(held_up(answer, seconds, resp3=self._session.resp3))
+        self._is_blocked = True
+        self._reads += 1
+
     def _shake_hands(self, name: bytes, words: list[bytes]) -> bytes:
+        if name not in WITHOUT_KEY and not self._session.is_known:
+            raise AuthenticationFailed("a valid API key is needed; send AUTH KEY first")
         handshake = HANDSHAKES.get(name)
         if handshake is None:
             shown = words[0][:64].decode(errors="replace")
             return resp.error("ERR", f"unknown command '{shown}'")
+        caller = self._session.caller
         answer = handshake(self._session, words)
+        if self._session.caller is not caller:
+            self._stay_while_known()
         if self._session.is_over:
             self._is_ending = True
             self._inbox.clear()
@@ -221,7 +249,7 @@ class Connection(asyncio.Protocol):
             raise BrokerUnavailable("The client has hung up; nothing waits for it")
         self._door.commands += 1
         operation = grammar.operation
-        outcome = operation.run(self._door.broker, request)
+        outcome = operation.start(self._door.broker, request, self._session.caller)
         reply = reply_of(operation)
         answer = Pending(outcome, reply, blocks=blocks, resp3=self._session.resp3)
         self._reads += answer.is_read
@@ -249,7 +277,7 @@ class Connection(asyncio.Protocol):
         answers = self._answers
         ready: list[bytes] = []
         size = 0
-        while answers and size < WRITE_SIZE:
+        while answers and size < bounds.WRITE_SIZE:
             head = answers[0]
             if isinstance(head, bytes):
                 ready.append(head)
@@ -282,9 +310,9 @@ class Connection(asyncio.Protocol):
         is_busy = bool(self._answers or self._inbox)
         is_full = (
             self._is_choked
-            or len(self._answers) >= MOST_UNANSWERED
-            or len(self._inbox) >= MOST_UNANSWERED
-            or (is_busy and self._backlog.size > LARGEST_BACKLOG)
+            or len(self._answers) >= bounds.MOST_UNANSWERED
+            or len(self._inbox) >= bounds.MOST_UNANSWERED
+            or (is_busy and self._backlog.size > bounds.LARGEST_BACKLOG)
         )
         if is_full != self._is_paused and not self._has_left:
             self._is_paused = is_full
@@ -298,7 +326,7 @@ class Connection(asyncio.Protocol):
         if held != self._held:
             self._door.held_bytes += held - self._held
             self._held = held
-            if self._door.held_bytes > LARGEST_BACKLOG_OF_ALL:
+            if self._door.held_bytes > bounds.LARGEST_BACKLOG_OF_ALL:
                 self._door.drop_largest()
 
     def _let_go(self) -> None:
@@ -307,7 +335,7 @@ class Connection(asyncio.Protocol):
 
     def _check_reader(self) -> None:
         unread = self._transport.get_write_buffer_size()
-        if unread > self._unread - LEAST_READ:
+        if unread > self._unread - bounds.LEAST_READ:
             self.drop(f"it leaves {unread} bytes of answers unread")
         else:
             self._unread = unread
@@ -348,6 +376,7 @@ class RespDoor:
         self._offenders: set[str] = set()
         self._deserted = asyncio.Event()
         self._server: asyncio.Server | None = None
+        self._gate: Gate | None = None
         broker.metrics.connections["native"] = lambda: len(self._connections)
 
     @property
@@ -356,32 +385,36 @@ class RespDoor:
         assert self._server is not None  # noqa: S101  for the type checker
         return int(self._server.sockets[0].getsockname()[1])
 
-    async def start(self, host: str, port: int) -> None:
+    async def start(self, host: str, port: int, tls: "Tls | None" = None) -> None:
         """Begin to listen. Raises OSError if the address cannot be had."""
         loop = asyncio.get_running_loop()
+        if tls is not None:
+            self._gate = Gate(self._connection, lambda: tls.native)
         self._server = await loop.create_server(
-            lambda: Connection(self, next(self._numbers)), host, port, backlog=1_024
+            self._gate or self._connection, host, port, backlog=1_024
         )
         for listener in self._server.sockets:  # accepted connections inherit this
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, SECONDS_TO_PROBE)
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, bounds.SECONDS_TO_PROBE)
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
 
     async def close(self) -> None:
-        """Stop listening, answer what is under way, hang up; at most FLUSH_SECONDS or so.
+        """Stop listening, answer what is under way, hang up; at most bounds.FLUSH_SECONDS or so.
 
         Close the broker first: it ends the waits.
         """
         if self._server is None:
             return
         self._server.close()
+        if self._gate is not None:
+            self._gate.close()
         for connection in list(self._connections):
             connection.finish()
         if self._connections:
             self._deserted.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._deserted.wait(), FLUSH_SECONDS)
+                await asyncio.wait_for(self._deserted.wait(), bounds.FLUSH_SECONDS)
         for connection in list(self._connections):
             connection.drop("the broker closes")
         await self._server.wait_closed()
@@ -406,6 +439,9 @@ class RespDoor:
 
     def note_fault(self, peer: str, fault: resp.ProtocolError) -> None:
         """Log, once for each address, that something else than RESP came in."""
-        if peer not in self._offenders and len(self._offenders) < MOST_UNANSWERED:
+        if peer not in self._offenders and len(self._offenders) < bounds.MOST_UNANSWERED:
             self._offenders.add(peer)
             log.warning("a client does not speak RESP; dropped", client=peer, error=str(fault))
+
+    def _connection(self) -> Connection:
+        return Connection(self, next(self._numbers))

@@ -64,7 +64,7 @@ async def running(settings: Settings) -> AsyncIterator[Endpoints]:
     storage = open_storage(Path(settings.data.folder))
     await storage.open()
     try:
-        broker = Broker(storage, clock, settings.broker, Metrics())
+        broker = Broker(storage, clock, settings.broker, Metrics(), settings.access)
         await broker.open()
         native = RespDoor(broker, settings.native)
         rest = RestDoor(broker, settings.http)
@@ -74,11 +74,15 @@ async def running(settings: Settings) -> AsyncIterator[Endpoints]:
                 native=await _listen(native, parse_address(settings.native.listen)),
             )
             async with asyncio.TaskGroup() as parts:
-                chores = parts.create_task(broker.upkeep.run())
+                chores = [
+                    parts.create_task(broker.upkeep.run()),
+                    parts.create_task(broker.access.run()),
+                ]
                 try:
                     yield endpoints
                 finally:
-                    chores.cancel()
+                    for chore in chores:
+                        chore.cancel()
         finally:
             # Waiting claims and readers are answered first; then the doors can close.
             await broker.close()

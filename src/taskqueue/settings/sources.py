@@ -18,9 +18,15 @@ from taskqueue.settings.tree import DEFAULT_FILE, Settings
 SHORT_NAMES: Final = {
     "TQ_HTTP": "http.listen",
     "TQ_NATIVE": "native.listen",
+    "TQ_GRPC": "grpc.listen",
     "TQ_DATA": "data.folder",
+    "TQ_RATE_LIMIT": "access.rate_limit",
+    "TQ_BOOTSTRAP_KEY": "access.bootstrap_key",
 }
 """Environment variables that are shorter than their setting's path."""
+
+SECRETS: Final = frozenset({"access.bootstrap_key"})
+"""Settings whose values are never shown."""
 
 OTHERS_VARIABLES: Final = frozenset({"TQ_URL", "TQ_API_KEY", "TQ_CONFIG", "TQ_LOG"})
 """Variables that begin like settings of the broker, but are for clients and the command line."""
@@ -106,7 +112,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Value]:
     for name, text in sorted(environment.items()):
         path = names.get(name)
         if path is not None and text:
-            found[path] = Value(_number_or_text(text), name)
+            found[path] = Value(text if _takes_text(path) else _parsed(text), name)
     return found
 
 
@@ -118,7 +124,14 @@ def _variable(path: str) -> str:
     return "TQ_" + path.replace(".", "_").upper()
 
 
-def _number_or_text(text: str) -> Any:
+def _takes_text(path: str) -> bool:
+    kind = setting_types()[path].type
+    return isinstance(kind, inspect.StrType | inspect.UnionType)
+
+
+def _parsed(text: str) -> Any:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
     for kind in (int, float):
         try:
             return kind(text)
@@ -144,5 +157,6 @@ def _checked(path: str, value: Value) -> Any:
             parse_address(value.value)
     except (msgspec.ValidationError, ValueError) as error:
         problem = str(error).partition(" - at ")[0]
-        raise SettingsError(f"{value.origin}: {path} = {value.value!r}: {problem}") from None
+        shown = "(hidden)" if path in SECRETS else repr(value.value)
+        raise SettingsError(f"{value.origin}: {path} = {shown}: {problem}") from None
     return value.value

@@ -5,6 +5,7 @@ from typing import Annotated, Final, Literal
 
 from msgspec import Meta, Struct, field
 
+from taskqueue.broker.access import AccessSettings
 from taskqueue.broker.broker import BrokerSettings
 from taskqueue.doors.http import RestSettings
 from taskqueue.doors.resp import RespSettings
@@ -44,6 +45,16 @@ class LogSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     ] = "auto"
 
 
+class TlsSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Encryption of every port. Without `cert` there is none."""
+
+    cert: Annotated[str, Meta(description="PEM file of the certificate and its chain")] = ""
+    key: Annotated[str, Meta(description="PEM file of the certificate's private key")] = ""
+    client_ca: Annotated[
+        str, Meta(description="PEM file of the CA whose certificates clients must show")
+    ] = ""
+
+
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All settings of a broker."""
 
@@ -52,3 +63,5 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     data: DataSettings = field(default_factory=DataSettings)
     log: LogSettings = field(default_factory=LogSettings)
     broker: BrokerSettings = field(default_factory=BrokerSettings)
+    access: AccessSettings = field(default_factory=AccessSettings)
+    tls: TlsSettings = field(default_factory=TlsSettings)

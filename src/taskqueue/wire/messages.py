@@ -73,6 +73,10 @@ class SubmitRequest(Struct, forbid_unknown_fields=True, kw_only=True):
     task_id: Annotated[
         str | None, Meta(description="A UUID of your own: makes a repeated submit harmless")
     ] = None
+    idempotency_key: Annotated[
+        Name | None,
+        Meta(description="Any name of your own: for a day, a repeat gets the first answer again"),
+    ] = None
 
 
 class SubmitBatchRequest(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -117,6 +121,10 @@ class ClaimRequest(Struct, forbid_unknown_fields=True, kw_only=True):
     wait_ms: Annotated[
         int, Meta(ge=0, le=LONGEST_WAIT_MS, description="How long to wait for a task")
     ] = 0
+    request_id: Annotated[
+        Name | None,
+        Meta(description="Names this claim: its repeat gets the same tasks, not more of them"),
+    ] = None
 
 
 class CompleteRequest(Struct, forbid_unknown_fields=True, kw_only=True):

@@ -20,6 +20,8 @@ LARGEST_WORD: Final = 11 * 1024 * 1024
 
 LARGEST_FRAME: Final = 12 * 1024 * 1024
 LONGEST_LINE: Final = 64 * 1024
+MOST_WORDS_OF_STRANGERS: Final = 10
+LARGEST_WORD_OF_STRANGERS: Final = 16 * 1024
 LEAST_PIECE: Final = 16 * 1024
 LONGEST_HEADER: Final = 16
 
@@ -72,6 +74,12 @@ class RequestReader:
     def held(self) -> int:
         """Bytes kept of a command that has not arrived as a whole."""
         return self._held + self._announced - max(self._size, 0)
+
+    @property
+    def is_modest(self) -> bool:
+        """Whether the command that has arrived in part is no larger than a handshake need be."""
+        number = len(self._words) + self._missing
+        return number <= MOST_WORDS_OF_STRANGERS and self._size <= LARGEST_WORD_OF_STRANGERS
 
     def feed(self, data: bytes) -> list[list[bytes]]:
         """The commands that are complete with `data`, up to a fault if there is one."""

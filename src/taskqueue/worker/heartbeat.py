@@ -115,6 +115,10 @@ class Heartbeat:
         connection = socket.create_connection(address, patience)
         self._socket, self._reader = connection, hiredis.Reader()
         notice_cuts(connection)
+        if self._address.tls is not None:
+            context = self._address.tls.context()
+            connection = context.wrap_socket(connection, server_hostname=self._address.host)
+            self._socket = connection
         connection.sendall(resp.command(*greeting(self._address)))
         self._answer(connection)
         return connection

@@ -17,7 +17,7 @@ from taskqueue.client.address import BrokerAddress, broker_address
 from taskqueue.client.connection import Connection, ConnectionLost
 from taskqueue.client.link import Backoff, Link
 from taskqueue.core.errors import BrokerUnavailable, InvalidRequest, TaskQueueError
-from taskqueue.core.ids import new_worker_id
+from taskqueue.core.ids import new_task_id, new_worker_id
 from taskqueue.wire.messages import LARGEST_CLAIM, MOST_CLAIM_TYPES
 from taskqueue.worker.app import App
 from taskqueue.worker.attempt import Attempt, Ending
@@ -68,6 +68,7 @@ class Worker:
         self._settings = settings
         self._link = Link(address)
         self._claims: Connection | None = None
+        self._claim_id = ""
         self._claim_words = [b"TYPES", *(name.encode() for name in app.handlers)]
         self._reporter = Reporter(self._link, self.worker_id, self._settled)
         self._held: dict[str, Attempt] = {}
@@ -132,15 +133,20 @@ class Worker:
             self._claims = await self._link.open()
         if self._is_stopping:
             return []
+        # Kept until it is answered: a claim whose answer was lost is repeated, not made anew.
+        self._claim_id = self._claim_id or new_task_id()
         answer = await self._claims.send(
             b"TQ.CLAIM",
             self.worker_id.encode(),
+            b"ID",
+            self._claim_id.encode(),
             b"COUNT",
             b"%d" % (self._settings.concurrency - self._taken),
             b"BLOCK",
             b"%d" % round(BLOCK_SECONDS * 1000),
             *self._claim_words,
         )
+        self._claim_id = ""
         return [
             Claim(task_id.decode(), token, task_type.decode(), payload, attempt, timeout)
             for task_id, token, task_type, payload, attempt, timeout, *_ in answer

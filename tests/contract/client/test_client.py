@@ -363,11 +363,26 @@ async def test_a_full_queue_says_so(tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("full")
     async with (
         a_native_door(folder, settings=BrokerSettings(max_pending=1)) as door,
-        AsyncClient(door.url) as client,
+        AsyncClient(door.url, timeout=0.2) as client,
     ):
         await client.submit_task(Task("work", b""))
         with pytest.raises(QueueDepthExceeded):
             await client.submit_task(Task("work", b""))
+
+
+async def test_a_submit_waits_within_its_time_for_a_full_queue(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    folder = tmp_path_factory.mktemp("full")
+    async with (
+        a_native_door(folder, settings=BrokerSettings(max_pending=1)) as door,
+        AsyncClient(door.url, timeout=20) as client,
+    ):
+        first = await client.submit_task(Task("work", b""))
+        second = asyncio.create_task(client.submit_task(Task("work", b"")))
+        assert (await asyncio.wait([second], timeout=0.2))[0] == set()
+        await client.cancel(first)
+        assert (await client.get_status(await second)).status == "pending"
 
 
 @pytest.mark.parametrize("code", sorted(ERRORS_BY_CODE))

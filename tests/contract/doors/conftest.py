@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 import pytest
 import uvloop
 
-ON_BOTH_LOOPS = {"test_resp_limits.py", "test_resp_order.py"}
+ON_BOTH_LOOPS = {"test_resp_limits.py", "test_resp_order.py", "test_tls.py"}
 """Modules whose tests rest on what transports do, in which the loops differ."""
 
 

@@ -10,7 +10,7 @@ import pytest
 import structlog
 
 from taskqueue.core.task import TaskDetail
-from taskqueue.doors import resp as door_module
+from taskqueue.doors import bounds
 from taskqueue.doors.resp import RespSettings
 from taskqueue.wire import messages as m
 from taskqueue.wire import resp
@@ -218,7 +218,7 @@ async def test_a_slow_client_that_goes_on_reading_stays(tmp_path: Path) -> None:
 async def test_commands_of_one_client_under_way_are_bounded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(door_module, "LARGEST_BACKLOG", 2 * MIB)
+    monkeypatch.setattr(bounds, "LARGEST_BACKLOG", 2 * MIB)
     async with a_resp_house(tmp_path, settings=PATIENT) as house:
         client = await house.connect()
         client.send("TQ.CLAIM", "w1", "BLOCK", 3_600_000, "TYPES", "work")
@@ -237,7 +237,7 @@ async def test_commands_of_one_client_under_way_are_bounded(
 async def test_when_all_clients_hold_too_much_the_largest_goes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(door_module, "LARGEST_BACKLOG_OF_ALL", 6 * MIB)
+    monkeypatch.setattr(bounds, "LARGEST_BACKLOG_OF_ALL", 6 * MIB)
     half = words_of("TQ.SUBMIT", "work", b"x" * (9 * MIB))
     async with a_resp_house(tmp_path, settings=PATIENT) as house:
         small, large = await house.connect(), await house.connect()
@@ -248,7 +248,7 @@ async def test_when_all_clients_hold_too_much_the_largest_goes(
             await hung_up(large)
         assert [line["event"] for line in lines] == ["a client is dropped"]
         assert house.door.held_bytes == 2 * MIB
-        monkeypatch.setattr(door_module, "LARGEST_BACKLOG_OF_ALL", 20 * MIB)
+        monkeypatch.setattr(bounds, "LARGEST_BACKLOG_OF_ALL", 20 * MIB)
         small.writer.write(half[2 * MIB :])
         assert len(await small.answer()) == 36
         await until(lambda: house.door.held_bytes == 0)
@@ -279,7 +279,7 @@ async def test_many_large_answers_are_not_read_all_at_once(
             fields = await client.answer()
             assert fields[fields.index(b"result") + 1] == b"r" * MIB
         assert len(under_way) == 201
-        assert 1 < max(under_way) <= door_module.MOST_READS
+        assert 1 < max(under_way) <= bounds.MOST_READS
 
 
 async def test_half_a_command_is_forgotten_with_its_client(tmp_path: Path) -> None:
@@ -329,7 +329,7 @@ async def test_closing_answers_those_who_wait_and_hangs_up(tmp_path: Path) -> No
 async def test_closing_does_not_wait_for_clients_that_do_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(door_module, "FLUSH_SECONDS", 0.1)
+    monkeypatch.setattr(bounds, "FLUSH_SECONDS", 0.1)
     async with a_resp_house(tmp_path, settings=PATIENT) as house:
         client = await house.connect()
         client.writer.transport.pause_reading()  # type: ignore[attr-defined]

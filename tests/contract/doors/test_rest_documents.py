@@ -277,6 +277,8 @@ async def test_the_curl_lines_of_the_reference_work_as_printed(
         assert (status, body) == (204, "")
     elif "-X POST" in line and line.partition(" ")[2].split()[2].endswith("/tasks"):
         assert (status, body["status"]) == (201, "pending")
+    elif "/keys" in line:
+        assert (status, body["key"][:3]) == (201, "tq_")
     else:
         assert (status, bool(body)) == (200, True)
 
