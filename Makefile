@@ -9,7 +9,7 @@ export PATH := $(CURDIR)/.tools/bin:$(CURDIR)/$(BIN):$(PATH)
 # The sandbox in which a test listens may have no other address.
 export NO_PROXY := 127.0.0.1,localhost
 
-.PHONY: help setup run test lint format bench chaos lock clean
+.PHONY: help setup run test lint format bench chaos proto lock clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -41,6 +41,7 @@ lint: setup ## Format check, rules, layers, types, lock
 	$(BIN)/mypy
 	$(BIN)/pyright
 	$(BIN)/python scripts/check_lock.py
+	scripts/generate_proto.sh --check
 
 format: setup ## Format the code and mend what can be mended
 	$(BIN)/ruff format .
@@ -51,6 +52,9 @@ bench: setup ## Measure rates and latencies on this machine (BENCH_ARGS="--only 
 
 chaos: setup ## Kill broker and workers at random and check that nothing is lost (CHAOS_ARGS="--kills 100")
 	$(BIN)/python -m tests.chaos.run $(CHAOS_ARGS)
+
+proto: setup ## Generate the gRPC code anew from proto/
+	scripts/generate_proto.sh
 
 lock: setup ## Resolve the dependencies anew
 	$(BIN)/uv pip compile --universal --generate-hashes --no-header --python-version 3.11 \

@@ -20,11 +20,11 @@ class MeasuredBroker:
     """A broker started by `tq serve` with an empty data folder."""
 
     def __init__(self, folder: Path, log: Path) -> None:
-        self.http, self.native = (f"127.0.0.1:{port}" for port in _free_ports(2))
+        self.http, self.native, self.grpc = (f"127.0.0.1:{port}" for port in _free_ports(3))
         command = [
             *(sys.executable, "-m", "taskqueue.cli.main", "serve"),
             *("--http", self.http, "--native", self.native, "--data", str(folder)),
-            *("--rate-limit", "0"),
+            *("--grpc", self.grpc, "--rate-limit", "0"),
         ]
         # The figures are for a queue that may hold more than the default million.
         env = os.environ | {"TQ_BROKER_MAX_PENDING": "10000000", "TQ_LOG_LEVEL": "warning"}

@@ -134,12 +134,16 @@ def test_stats_and_versions(tq: Tq) -> None:
         (["--config", "/no/such.toml"], "/no/such.toml"),
         (["--log-level", "loud"], "loud"),
         (["--data", "/proc/nowhere"], "/proc/nowhere"),
+        (["--grpc", "127.0.0.1"], "grpc.listen"),
+        (["--rate-limit", "-1"], "access.rate_limit"),
+        (["--tls-cert", "/no/cert.pem"], "tls.cert"),
     ],
 )
 def test_a_broker_that_cannot_start_says_why_in_one_line(
     tmp_path: Path, flags: list[str], said: str
 ) -> None:
-    free = ["--http", "127.0.0.1:0", "--native", "127.0.0.1:0", "--data", str(tmp_path / "data")]
+    free = ["--http", "127.0.0.1:0", "--native", "127.0.0.1:0", "--grpc", "127.0.0.1:0"]
+    free += ["--data", str(tmp_path / "data")]
     given = [word for word in free if word not in flags[:1]] if flags[0] == "--config" else free
     for place, word in enumerate(given):
         if word == flags[0]:

@@ -12,6 +12,11 @@ from tests.support.broker import free_port
 ROOT = Path(__file__).parent.parent.parent
 
 
+def listening(http: str, native: str) -> list[str]:
+    """The flags for ports that nobody has."""
+    return ["--http", http, "--native", native, "--grpc", "127.0.0.1:0"]
+
+
 def test_make_run_runs_tq_dev() -> None:
     shown = subprocess.run(
         ["make", "--no-print-directory", "-n", "run"],
@@ -26,7 +31,7 @@ def test_make_run_runs_tq_dev() -> None:
 def test_it_runs_a_sample_task_says_what_to_try_and_ends_with_ctrl_c(tmp_path: Path) -> None:
     http, native = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
     process = subprocess.Popen(
-        [sys.executable, "-m", "taskqueue.cli.main", "dev", "--http", http, "--native", native],
+        [sys.executable, "-m", "taskqueue.cli.main", "dev", *listening(http, native)],
         cwd=tmp_path,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
@@ -61,7 +66,7 @@ def test_a_changed_file_starts_a_new_worker(tmp_path: Path) -> None:
     http, native = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
     tq = [sys.executable, "-m", "taskqueue.cli.main"]
     process = subprocess.Popen(
-        [*tq, "dev", "mine:app", "--http", http, "--native", native],
+        [*tq, "dev", "mine:app", *listening(http, native)],
         cwd=tmp_path,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
         stderr=subprocess.PIPE,

@@ -49,6 +49,8 @@ class Shell:
             "TQ_URL": native,
             "TQ_HTTP": http,
             "TQ_NATIVE": native,
+            "TQ_GRPC": "127.0.0.1:0",
+            "TQ_RATE_LIMIT": "0",
             "PYTHONPATH": str(folder),
         }
         self._words = {
@@ -165,6 +167,35 @@ def test_a_broker_is_run_as_the_guide_says(tmp_path: Path) -> None:
     restored.start()
     assert restored.health()["pending_tasks"] == 1
     assert restored.stop() == 0
+
+
+def test_tls_is_set_up_as_the_guide_says(tmp_path: Path) -> None:
+    http, native, grpc = (free_port() for _ in range(3))
+    shell = Shell(tmp_path, f"127.0.0.1:{http}", f"127.0.0.1:{native}")
+    shell._env["TQ_GRPC"] = f"127.0.0.1:{grpc}"
+    shell._words |= {
+        "https://localhost:8080": f"https://localhost:{http}",
+        "tqs://localhost:6379": f"tqs://localhost:{native}",
+    }
+    # 56: it answers, but wants a client certificate.
+    answers = (
+        f"until curl -sk --max-time 5 https://localhost:{http} -o /dev/null || (($? == 56)); "
+        "do sleep 0.1; done"
+    )
+    script = "\n".join(text for _, text in blocks("docs/how-to/use-tls.md", "sh"))
+    script = re.sub(r"^(tq serve .*&)$", rf"\1\n{answers}", script, flags=re.MULTILINE)
+    printed = shell.run(script + "\nkill $! && wait $!", timeout=90)
+    assert printed.count('"status":"healthy"') == 2
+    assert printed.count("PONG") == 2
+    assert printed.count("pending_count") == 2
+
+
+def test_keys_are_made_and_ended_as_the_guide_says(broker: BrokerProcess, tmp_path: Path) -> None:
+    shell = Shell(tmp_path, broker.http, broker.native)
+    printed = shell.run("\n".join(text for _, text in blocks("docs/how-to/use-keys.md", "sh")))
+    for said in ("web-shop", "mail-worker", "\trevoked", "create_key", "revoke_key"):
+        assert said in printed
+    assert (tmp_path / "new.key").read_text().startswith("tq_")
 
 
 def test_settings_in_the_documents_are_settings(tmp_path: Path) -> None:

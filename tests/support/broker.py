@@ -93,6 +93,7 @@ class BrokerProcess:
         self.folder = folder
         self.http = f"127.0.0.1:{free_port()}"
         self.native = f"127.0.0.1:{free_port()}"
+        self.grpc = f"127.0.0.1:{free_port()}"
         self._flags = flags
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -107,7 +108,8 @@ class BrokerProcess:
         """What starts it."""
         return [
             *(sys.executable, "-m", "taskqueue.cli.main", "serve"),
-            *("--http", self.http, "--native", self.native, "--data", str(self.folder)),
+            *("--http", self.http, "--native", self.native, "--grpc", self.grpc),
+            *("--data", str(self.folder)),
             *self._flags,
         ]
 

@@ -63,18 +63,29 @@ class RestClient:
 
     async def raw(self, data: bytes) -> bytes:
         """Send bytes and return all that comes back until the broker closes the connection."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.door.port)
-        writer.write(data)
-        try:
-            return await asyncio.wait_for(reader.read(), 10)
-        finally:
-            writer.close()
+        return await exchanged(self.door.port, data)
 
     async def submit(self, **fields: object) -> str:
         """Submit a task and return its id."""
         reply = await self.ask("POST", TASKS, {"task_type": "work", "payload": "eA==", **fields})
         assert reply.status == 201, reply
         return str(reply.json["task_id"])
+
+
+async def exchanged(port: int, data: bytes) -> bytes:
+    """Send bytes to a port; all that comes back until the connection is closed."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(data)
+    try:
+        return await asyncio.wait_for(reader.read(), 10)
+    finally:
+        writer.close()
+
+
+async def ask_raw(port: int, request: str) -> bytes:
+    """The answer to a request without a body, such as `GET /docs`."""
+    head = f"{request} HTTP/1.1\r\nHost: broker\r\nConnection: close\r\n\r\n"
+    return await exchanged(port, head.encode())
 
 
 def parsed(answer: bytes) -> Reply:

@@ -17,6 +17,7 @@ from taskqueue.broker.access import ANYBODY, Access, AccessSettings, Caller
 from taskqueue.broker.keys import Keys
 from taskqueue.broker.ledger import Ledger
 from taskqueue.broker.metrics import Metrics
+from taskqueue.broker.updates import Updates
 from taskqueue.broker.upkeep import Upkeep
 from taskqueue.broker.waiting import ClaimRoom, EndWatch
 from taskqueue.broker.workers import Workers
@@ -89,6 +90,7 @@ class Broker:
         self.keys = Keys(storage, self._ledger, clock, self.access)
         self._claims = ClaimRoom(self._ledger)
         self._watch = EndWatch()
+        self.updates = Updates(storage)
         self.upkeep = Upkeep(
             storage,
             self._ledger,
@@ -112,6 +114,7 @@ class Broker:
         self.upkeep.close()
         self._claims.close()
         self._watch.close()
+        self.updates.close()
         await self._ledger.close()
 
     def submit(self, request: m.SubmitRequest, caller: Caller = ANYBODY) -> asyncio.Future[Task]:
@@ -291,6 +294,7 @@ class Broker:
         self._pending = applied.pending
         self.upkeep.note(batch, applied)
         self._watch.tell(batch, applied)
+        self.updates.tell(batch, applied)
         for task in applied.moved:
             if task.last_event is Event.COMPLETE and task.claimed_at is not None:
                 seconds = max(0, batch.steady - task.claimed_at) / SECOND

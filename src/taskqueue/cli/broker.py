@@ -19,12 +19,18 @@ def serve(
     *,
     http: Annotated[str | None, Parameter(help="HOST:PORT of the REST door")] = None,
     native: Annotated[str | None, Parameter(help="HOST:PORT of the native door")] = None,
+    grpc: Annotated[str | None, Parameter(help="HOST:PORT of the gRPC door")] = None,
     data: Annotated[str | None, Parameter(help="folder in which tasks are kept")] = None,
     rate_limit: Annotated[
         int | None, Parameter(help="requests a second per key or address, 0 for no limit")
     ] = None,
     require_key: Annotated[
         bool | None, Parameter(negative="", help="let nobody in without an API key")
+    ] = None,
+    tls_cert: Annotated[str | None, Parameter(help="PEM file of the certificate")] = None,
+    tls_key: Annotated[str | None, Parameter(help="PEM file of its private key")] = None,
+    tls_client_ca: Annotated[
+        str | None, Parameter(help="PEM file of the CA whose certificates clients must show")
     ] = None,
     config: Annotated[Path | None, Parameter(help="settings file, instead of ./tq.toml")] = None,
     log_level: Annotated[LogLevel | None, Parameter(help="the least that is logged")] = None,
@@ -34,9 +40,13 @@ def serve(
     flags = {
         "http.listen": http,
         "native.listen": native,
+        "grpc.listen": grpc,
         "data.folder": data,
         "access.rate_limit": rate_limit,
         "access.required": require_key,
+        "tls.cert": tls_cert,
+        "tls.key": tls_key,
+        "tls.client_ca": tls_client_ca,
         "log.level": log_level,
         "log.format": log_format,
     }
@@ -47,17 +57,29 @@ def serve(
 
 
 def greet(endpoints: Endpoints, loaded: Loaded) -> None:
-    """Say where the broker listens, and warn if that is beyond this machine."""
-    data = loaded.settings.data.folder
-    print(
-        f"taskqueue listens: REST http://{endpoints.http}  native {endpoints.native}  data {data}",
-        file=sys.stderr,
-        flush=True,
+    """Say where the broker listens, and warn of what is dangerous about it."""
+    settings = loaded.settings
+    scheme = "https" if settings.tls.cert else "http"
+    _tell(
+        f"taskqueue listens: REST {scheme}://{endpoints.http}  native {endpoints.native}  "
+        f"gRPC {endpoints.grpc}  data {settings.data.folder}"
     )
-    for address in endpoints:
-        if address.host not in ("localhost", "::1") and not address.host.startswith("127."):
-            print(
-                f"WARNING: {address} can be reached from other machines, and no keys protect it",
-                file=sys.stderr,
-                flush=True,
-            )
+    far = [str(address) for address in endpoints if not _is_near(address.host)]
+    if far and not settings.tls.cert:
+        _tell(f"WARNING: {', '.join(far)} can be reached from other machines without TLS")
+    if far and not (settings.access.required or settings.access.bootstrap_key):
+        _tell(
+            f"WARNING: {', '.join(far)} can be reached from other machines; unless there are keys "
+            "(tq keys list), nothing keeps anybody out: make one, or say --require-key"
+        )
+    origin = loaded.values["access.bootstrap_key"].origin
+    if Path(origin).is_file() and Path(origin).stat().st_mode & 0o077:
+        _tell(f"WARNING: others can read {origin}, which has a key; chmod 600 it")
+
+
+def _is_near(host: str) -> bool:
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

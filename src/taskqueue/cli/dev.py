@@ -30,6 +30,7 @@ def dev(
     *,
     http: Annotated[str | None, Parameter(help="HOST:PORT of the REST door")] = None,
     native: Annotated[str | None, Parameter(help="HOST:PORT of the native door")] = None,
+    grpc: Annotated[str | None, Parameter(help="HOST:PORT of the gRPC door")] = None,
     data: Annotated[str | None, Parameter(help="folder in which tasks are kept")] = None,
     concurrency: Annotated[int, Parameter(help="tasks at once")] = 10,
 ) -> None:
@@ -38,8 +39,11 @@ def dev(
     Without an app it runs sample handlers and one task of theirs.
     """
     load_app(app)  # a wrong name is told before anything starts
-    flags = {"http.listen": http, "native.listen": native, "data.folder": data}
+    flags = {"http.listen": http, "native.listen": native, "grpc.listen": grpc, "data.folder": data}
+    flags["tls.cert"] = ""  # nothing leaves this machine
     loaded = load_settings(flags, os.environ)
+    if loaded.settings.access.bootstrap_key is not None:
+        os.environ.setdefault("TQ_API_KEY", loaded.settings.access.bootstrap_key)
     set_up_logs("warning", "auto")
     uvloop.run(_run(app, loaded, concurrency))
 
@@ -97,6 +101,8 @@ sample task {task_id} completed: {result.decode()}
 Try next, in another terminal:
   curl -X POST http://{endpoints.http}/api/v1/tasks -H 'Content-Type: application/json' \\
     -d '{{"task_type": "hello", "payload": "eyJuYW1lIjogIkFkYSJ9"}}'
+  grpcurl -plaintext -d '{{"task_type": "hello", "payload": "eyJuYW1lIjogIkxpbiJ9"}}' \\
+    {endpoints.grpc} taskqueue.TaskQueue/SubmitTask
   redis-cli -p {endpoints.native.port} TQ.SUBMIT hello '{{"name": "Grace"}}'
   .venv/bin/tq submit count '{{"to": 5}}' --wait
   open http://{endpoints.http}/docs

@@ -279,8 +279,8 @@ class AsyncClient:
         while True:
             try:
                 return await self._current_link().shared()
-            except BrokerUnavailable:
-                pause = backoff.next_pause()
+            except BrokerUnavailable as error:
+                pause = error.retry_after or backoff.next_pause()
                 if loop.time() + pause >= ends_at:
                     raise
                 await asyncio.sleep(pause)

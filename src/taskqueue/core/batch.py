@@ -275,6 +275,15 @@ def bare(command: Command) -> BareCommand:
     return command.command if isinstance(command, Audited) else command
 
 
+def kept_under(command: Submit | Claim) -> tuple[str, str, str] | None:
+    """Scope, name and key of the answer that is kept for a request that can be repeated."""
+    if command.repeat is None:
+        return None
+    if isinstance(command, Submit):
+        return repeats.SUBMIT, command.repeat.key, command.repeat.key
+    return repeats.CLAIM, command.worker_id, command.repeat.key
+
+
 def audit_entry(command: Audited, outcome: Outcome | TaskQueueError, wall: int) -> AuditEntry:
     """The line of the audit log for a command and what came of it; the engine numbers it."""
     inner = command.command

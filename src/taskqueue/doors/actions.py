@@ -5,6 +5,7 @@ it as errors, for `rest` to answer.
 """
 
 import asyncio
+from functools import cache
 from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
@@ -247,6 +248,7 @@ class FixedPage:
         return self._answer
 
 
+@cache
 def body_struct(request: type[Struct], path_fields: frozenset[str]) -> type[Struct]:
     """What the body of a request has to be: the fields that its path does not give."""
     if not path_fields:
@@ -256,7 +258,12 @@ def body_struct(request: type[Struct], path_fields: frozenset[str]) -> type[Stru
         for field in msgspec.structs.fields(request)
         if field.name not in path_fields
     ]
-    return msgspec.defstruct(request.__name__, fields, forbid_unknown_fields=True, kw_only=True)
+    return msgspec.defstruct(
+        request.__name__.replace("Request", "Body"),
+        fields,
+        forbid_unknown_fields=True,
+        kw_only=True,
+    )
 
 
 def take_idempotency_key(request: m.SubmitRequest, scope: Scope) -> None:

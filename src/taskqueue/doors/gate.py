@@ -6,6 +6,7 @@ each address.
 """
 
 import asyncio
+import contextlib
 import ssl
 from collections.abc import Callable
 from typing import Final, cast
@@ -30,7 +31,6 @@ _IN_WORDS: Final = {
     "HTTP_REQUEST": "it speaks plain HTTP on a port for TLS",
     "WRONG_VERSION_NUMBER": "it does not speak TLS, which this port is for",
     "PEER_DID_NOT_RETURN_A_CERTIFICATE": "it showed no client certificate, and one is needed",
-    "CERTIFICATE_VERIFY_FAILED": "its client certificate is not from the CA in tls.client_ca",
     "UNSUPPORTED_PROTOCOL": "it speaks only versions of TLS older than 1.2",
 }
 
@@ -54,12 +54,11 @@ class GateSsl(ssl.SSLObject):
     OpenSSL has prepared, so the client would see nothing but a reset. They do send what is prepared
     when a handshake needs more input: so that is what they are told at first.
 
-    End: they wait for the client to confirm it, which an idle one never does. They are told that it
-    has, once everything was handed to the connection below.
+    End: they wait for the client to confirm it, which an idle one never does; so they are told that
+    it has.
     """
 
     explain: Explain | None = None
-    outgoing: ssl.MemoryBIO | None = None
     _failure: ssl.SSLError | None = None
 
     def do_handshake(self) -> None:
@@ -80,12 +79,8 @@ class GateSsl(ssl.SSLObject):
 
     def unwrap(self) -> None:
         """Tell the client that this is the end. Raises ssl.SSLError."""
-        is_flushed = self.outgoing is not None and not self.outgoing.pending
-        try:
+        with contextlib.suppress(ssl.SSLWantReadError):
             super().unwrap()
-        except ssl.SSLWantReadError:
-            if not is_flushed:
-                raise
 
 
 class GateContext(ssl.SSLContext):
@@ -111,7 +106,6 @@ class GateContext(ssl.SSLContext):
         if isinstance(begun, GateSsl) and self._arrival is not None:
             incoming.write(self._arrival.take_early())
             begun.explain = self._arrival.explain
-            begun.outgoing = outgoing
         self._arrival = None
         return begun
 
@@ -141,10 +135,12 @@ class Gate:
 
     def _begin(self, arrival: "_Arrival") -> None:
         if len(self._under_way) >= MOST_HANDSHAKES:
-            next(iter(self._under_way)).cancel()
+            oldest = next(iter(self._under_way))
+            del self._under_way[oldest]  # at once: many may come before it takes notice
+            oldest.cancel()
         handshake = asyncio.get_running_loop().create_task(self._shake_hands(arrival))
         self._under_way[handshake] = None
-        handshake.add_done_callback(self._under_way.pop)
+        handshake.add_done_callback(lambda done: self._under_way.pop(done, None))
 
     async def _shake_hands(self, arrival: "_Arrival") -> None:
         if arrival.transport.is_closing():
@@ -189,7 +185,6 @@ class _Arrival(asyncio.Protocol):
         self._begin = begin
         self._note = note
         self._early = bytearray()
-        self._has_ended = False
         self._is_lost = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -200,10 +195,6 @@ class _Arrival(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._early += data
-
-    def eof_received(self) -> bool:
-        self._has_ended = True
-        return False
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  asyncio names it
         self._is_lost = True
@@ -230,13 +221,11 @@ class _Arrival(asyncio.Protocol):
         taking_over.connection_made(transport)
         if self._early:
             taking_over.data_received(self.take_early())
-        if self._has_ended:
-            taking_over.eof_received()
 
 
 def _in_words(error: OSError) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"{_IN_WORDS['CERTIFICATE_VERIFY_FAILED']}: {error.verify_message}"
+        return f"its client certificate is refused by tls.client_ca: {error.verify_message}"
     if isinstance(error, ssl.SSLError) and error.reason:
         return _IN_WORDS.get(error.reason) or error.reason.lower().replace("_", " ")
     if isinstance(error, ConnectionAbortedError):

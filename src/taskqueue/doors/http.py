@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final
 
 import httptools
 import msgspec
+import structlog
 from msgspec import Meta, Struct
 from uvicorn import Config
 from uvicorn.protocols.http.flow_control import FlowControl
@@ -29,7 +30,11 @@ from taskqueue.core.errors import (
     MethodNotAllowed,
     TaskQueueError,
 )
+from taskqueue.doors import bounds
 from taskqueue.wire.messages import error_reply
+
+SPOKEN: Final = ("1.1", "1.0")
+"""Versions of HTTP that are answered."""
 
 LONGEST_URL: Final = 8 * 1024
 MOST_HEADERS: Final = 100
@@ -41,6 +46,7 @@ UPGRADE_HEADERS: Final = (b"connection", b"upgrade", b"http2-settings")
 LINGER_SECONDS: Final = 2.0
 """How long a refused client may go on sending, so that it gets to read the answer."""
 
+log = structlog.get_logger(component="http")
 
 Describe = Callable[[str], list[tuple[bytes, bytes]]]
 """The headers that every answer has, for a request from this address."""
@@ -68,6 +74,17 @@ class RestSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Origins, separated by commas, whose web pages may call the API; * for all."""
 
 
+class DoorState(ServerState):
+    """What the connections of one door share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.behind: set[LimitedHttp] = set()
+        """Connections whose clients do not read their answers as fast as they come."""
+        self.unread = 0
+        """Bytes of answers that all these have left unread."""
+
+
 class Refused(Exception):
     """A request that is not read to its end; it is answered and the connection closed."""
 
@@ -83,7 +100,7 @@ class LimitedHttp(HttpToolsProtocol):
     def __init__(
         self,
         config: Config,
-        state: ServerState,
+        state: DoorState,
         settings: RestSettings,
         clock: Clock,
         on_lost: Callable[[], None],
@@ -92,6 +109,9 @@ class LimitedHttp(HttpToolsProtocol):
         super().__init__(config, state, {}, asyncio.get_running_loop())
         self.parser = _new_parser(self)
         self.is_lingering = False
+        self.unread = 0
+        """Bytes of answers that the client is behind with."""
+        self._state = state
         self._settings = settings
         self._clock = clock
         self._on_lost = on_lost
@@ -130,9 +150,9 @@ class LimitedHttp(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        for timer in (self._deadline, self._stalled):
-            if timer is not None:
-                timer.cancel()
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._stop_watching()
         self._unset_keepalive_if_required()
         self._on_lost()
 
@@ -172,8 +192,11 @@ class LimitedHttp(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        version = self.parser.get_http_version()
+        if version not in SPOKEN:
+            raise Refused(400, InvalidRequest(f"HTTP/{version} is not spoken here; send HTTP/1.1"))
         hosts = sum(name == b"host" for name, _value in self.headers)
-        if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):
+        if hosts > 1 or (hosts == 0 and version == "1.1"):
             raise Refused(400, InvalidRequest("the request must have one Host header"))
         self._undigested = 0
         if self.parser.should_upgrade():
@@ -204,13 +227,19 @@ class LimitedHttp(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._stalled = self.loop.call_later(self._settings.receive_seconds, self._socket.abort)
+        self._watch_reader()
+        if self._state.unread > bounds.LARGEST_BACKLOG_OF_ALL:
+            self.loop.call_soon(self._drop_largest)  # we may be in the midst of a write
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self._stalled is not None:
-            self._stalled.cancel()
-            self._stalled = None
+        self._stop_watching()
+
+    def drop(self, reason: str) -> None:
+        """End it at once."""
+        log.warning("a client is dropped", client=(self.client or ("?",))[0], reason=reason)
+        self._stop_watching()
+        self._socket.abort()
 
     @property
     def _is_idle(self) -> bool:
@@ -262,6 +291,37 @@ class LimitedHttp(HttpToolsProtocol):
             )
         elif self._is_idle:
             self.transport.close()
+
+    def _watch_reader(self) -> None:
+        self._note_unread(self._socket.get_write_buffer_size())
+        self._stalled = self.loop.call_later(self._settings.receive_seconds, self._check_reader)
+
+    def _check_reader(self) -> None:
+        unread = self._socket.get_write_buffer_size()
+        if unread > self.unread - bounds.LEAST_READ:
+            self.drop(f"it leaves {unread} bytes of answers unread")
+        else:
+            self._watch_reader()
+
+    def _stop_watching(self) -> None:
+        self._note_unread(0)
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
+
+    def _note_unread(self, unread: int) -> None:
+        self._state.unread += unread - self.unread
+        self.unread = unread
+        if unread:
+            self._state.behind.add(self)
+        else:
+            self._state.behind.discard(self)
+
+    def _drop_largest(self) -> None:
+        unread = self._state.unread
+        if unread > bounds.LARGEST_BACKLOG_OF_ALL:
+            largest = max(self._state.behind, key=lambda one: one.unread)
+            largest.drop(f"all clients leave {unread} bytes of answers unread, it the most")
 
     def _refuse(self, refusal: Refused) -> None:
         """Answer, read no further, close: after any doubt nothing more on it can be trusted."""
@@ -319,7 +379,8 @@ class LingeringTransport(asyncio.Transport):
         self._protocol = protocol
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        self._socket.write(data)
+        if not self._socket.is_closing():  # uvloop takes it amiss
+            self._socket.write(data)
 
     def is_closing(self) -> bool:
         return self._protocol.is_lingering or self._socket.is_closing()

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Final
 
 from starlette.types import ASGIApp
 from uvicorn import Config
-from uvicorn.server import ServerState
 
 from taskqueue.core.clock import SECOND, Clock
 from taskqueue.doors.gate import Gate
-from taskqueue.doors.http import Describe, LimitedHttp, RestSettings
+from taskqueue.doors.http import Describe, DoorState, LimitedHttp, RestSettings
 
 if TYPE_CHECKING:  # what it brings along takes time to import, and many brokers have no use for it
     from taskqueue.doors.tls import Tls
@@ -37,7 +36,7 @@ class HttpListener:
         self._settings = settings
         self._clock = clock
         self._describe = describe
-        self._state = ServerState()
+        self._state = DoorState()
         self._config = Config(
             app,
             interface="asgi3",

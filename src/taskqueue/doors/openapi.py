@@ -1,7 +1,7 @@
 """The OpenAPI 3.1 document, made from the table of operations and the structs they speak in."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from typing import Any, Final
 
@@ -10,20 +10,26 @@ from msgspec import Struct, inspect
 
 from taskqueue.broker.operations import OPERATIONS, Operation
 from taskqueue.core.errors import (
+    AuthenticationFailed,
     BrokerUnavailable,
     IdempotencyConflict,
     InternalError,
     InvalidRequest,
     InvalidStatus,
+    KeyNotFound,
     OutcomeUnknown,
     PayloadTooLarge,
+    PermissionDenied,
     QueueDepthExceeded,
+    RateLimitExceeded,
     TaskNotFound,
     TaskQueueError,
     UnsupportedMedia,
 )
+from taskqueue.doors.actions import body_struct
 from taskqueue.doors.faults import bare
 from taskqueue.doors.rest_input import LONGEST_WAIT, WAIT_PARAMETER, QueryReader, path_fields_of
+from taskqueue.wire import administration
 from taskqueue.wire import messages as m
 
 Json = dict[str, Any]
@@ -41,17 +47,30 @@ _SUBMIT: Final[Json] = {
 EXAMPLES: Final[dict[str, Json]] = {
     "submit": _SUBMIT,
     "submit_batch": {"tasks": [_SUBMIT, {"task_type": "send_email", "payload": ""}]},
+    "create_key": {"name": "web-shop", "permissions": ["submit_tasks", "read_tasks"]},
+    "rotate_key": {"overlap_seconds": 3600},
 }
 """A body for each operation that takes one."""
 
 PARAMETER_EXAMPLES: Final[dict[str, object]] = {
     "task_id": _ID,
+    "key_id": "key_2f6b1c0de4a95d38",
     "status": "completed",
     "limit": 50,
     "task_type": "send_email",
     WAIT_PARAMETER: 30,
 }
 
+_IDEMPOTENCY_KEY: Final[Json] = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": "Any name of your own: for a day, a repeat gets the first answer again",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
+    "example": "order-17",
+}
+
+_SHUT_OUT: Final = (AuthenticationFailed, PermissionDenied)
 _READ: Final = (InvalidRequest, BrokerUnavailable, InternalError)
 _CHANGE: Final = (*_READ, OutcomeUnknown)
 _WRITE: Final = (*_CHANGE, PayloadTooLarge, UnsupportedMedia)
@@ -62,8 +81,21 @@ RAISES: Final[dict[str, tuple[type[TaskQueueError], ...]]] = {
     "get": (*_READ, TaskNotFound),
     "cancel": _MOVE,
     "retry": _MOVE,
+    "create_key": _WRITE,
+    "rotate_key": (*_WRITE, KeyNotFound, InvalidStatus),
+    "revoke_key": (*_CHANGE, KeyNotFound, InvalidStatus),
 }
 """What each operation may refuse with; those not named here read only."""
+
+_LIMITS: Final = {
+    "X-RateLimit-Limit": "Requests a second that one key or address may send",
+    "X-RateLimit-Remaining": "How many may come at once now",
+    "X-RateLimit-Reset": "Unix time at which all of them may come again",
+    "X-Request-Id": "Names the request in the broker's log; made, or as the request brought it",
+}
+"""Headers of every answer; the first three only where there is a limit."""
+
+SECURITY: Final[Json] = {"type": "http", "scheme": "bearer", "description": "An API key"}
 
 _PAGES: Final = (
     ("/metrics", "metrics", "The broker's numbers for Prometheus", "text/plain"),
@@ -72,10 +104,10 @@ _PAGES: Final = (
 )
 
 
-def document() -> Json:
+def document(operations: Sequence[Operation] = OPERATIONS) -> Json:
     """The whole document."""
     paths: dict[str, Json] = defaultdict(dict)
-    offered = [operation for operation in OPERATIONS if operation.http is not None]
+    offered = [operation for operation in operations if operation.http is not None]
     schemas = _schemas(offered)
     for operation in offered:
         assert operation.http is not None  # noqa: S101  for the type checker
@@ -84,7 +116,10 @@ def document() -> Json:
         paths[path]["get"] = {
             "operationId": name,
             "summary": summary,
-            "responses": {"200": {"description": summary, "content": {media: {}}}},
+            "responses": {
+                "200": {"description": summary, "content": {media: {}}, "headers": _headers()},
+                **_told((InvalidRequest, *_SHUT_OUT, RateLimitExceeded)),
+            },
         }
     return {
         "openapi": "3.1.0",
@@ -96,7 +131,7 @@ def document() -> Json:
         },
         "servers": [{"url": "/"}],
         "paths": dict(paths),
-        "components": {"schemas": schemas},
+        "components": {"schemas": schemas, "securitySchemes": {"api_key": SECURITY}},
     }
 
 
@@ -112,8 +147,17 @@ def _operation(operation: Operation, schemas: Json) -> Json:
         names = QueryReader(operation.request, path_fields).names
         entry["parameters"] += [_parameter(name, "query", schemas, operation) for name in names]
     elif operation.name in EXAMPLES:
-        media = {"schema": _ref(operation.request), "example": EXAMPLES[operation.name]}
+        body = body_struct(operation.request, path_fields)
+        media = {"schema": _ref(body), "example": EXAMPLES[operation.name]}
         entry["requestBody"] = {"required": True, "content": {"application/json": media}}
+    if operation.name == "submit":
+        entry["parameters"].append(_IDEMPOTENCY_KEY)
+    if operation.permission is not None:
+        # A key, or none while none is needed.
+        entry["security"] = [{"api_key": []}, {}]
+        entry["description"] = f"Needs the permission `{operation.permission}` once keys exist."
+    if operation.deprecated is not None:
+        entry["deprecated"] = True
     entry["responses"] = {str(operation.http.status): _success(operation), **_errors(operation)}
     return entry
 
@@ -135,42 +179,73 @@ def _parameter(name: str, place: str, schemas: Json, operation: Operation) -> Js
 
 def _success(operation: Operation) -> Json:
     if operation.replies is None:
-        return {"description": "Done; there is nothing to say"}
+        return {"description": "Done; there is nothing to say", "headers": _headers()}
     return {
+        "headers": _headers(),
         "description": _first_sentence(operation.replies.__doc__ or operation.summary),
         "content": {"application/json": {"schema": _ref(operation.replies)}},
     }
 
 
 def _errors(operation: Operation) -> Json:
-    by_status: dict[int, list[type[TaskQueueError]]] = defaultdict(list)
-    for error in RAISES.get(operation.name, _READ):
-        by_status[error.http].append(error)
-    responses: Json = {}
-    for status, errors in sorted(by_status.items()):
-        told = (f"`{error.code}`: {_first_sentence(error.__doc__ or '')}" for error in errors)
-        responses[str(status)] = {
-            "description": "\n\n".join(told),
-            "content": {"application/json": {"schema": _ref(m.ErrorReply)}},
-        }
+    raised = RAISES.get(operation.name, _READ)
+    if operation.permission is not None:
+        raised = (*raised, AuthenticationFailed, PermissionDenied)
+    if operation.is_counted:
+        raised = (*raised, RateLimitExceeded)
+    responses = _told(raised)
     if operation.replies is m.HealthReply:
         responses["503"] = {**_success(operation), "description": "The broker is degraded"}
     return responses
+
+
+def _told(errors: Iterable[type[TaskQueueError]]) -> Json:
+    """The responses that stand for errors, by their status."""
+    by_status: dict[int, list[type[TaskQueueError]]] = defaultdict(list)
+    for error in errors:
+        by_status[error.http].append(error)
+    responses: Json = {}
+    for status, alike in sorted(by_status.items()):
+        told = (f"`{error.code}`: {_first_sentence(error.__doc__ or '')}" for error in alike)
+        responses[str(status)] = {
+            "description": "\n\n".join(told),
+            "headers": _headers(status),
+            "content": {"application/json": {"schema": _ref(m.ErrorReply)}},
+        }
+    return responses
+
+
+def _headers(status: int = 200) -> Json:
+    names = dict(_LIMITS)
+    if status in (429, 503):
+        names["Retry-After"] = "Seconds to wait before trying again, where that is known"
+    return {
+        name: {"description": text, "schema": {"type": "string"}} for name, text in names.items()
+    }
 
 
 def _schemas(operations: Iterable[Operation]) -> Json:
     structs: dict[type[Struct], None] = {m.ErrorReply: None}
     for operation in operations:
         structs[operation.request] = None
+        assert operation.http is not None  # noqa: S101  for the type checker
+        if operation.name in EXAMPLES:
+            structs[body_struct(operation.request, path_fields_of(operation.http.path))] = None
         # msgspec has no schema for a choice of structs; that one is written out below.
         if operation.replies is not None and operation.replies is not m.SubmitBatchReply:
             structs[operation.replies] = None
     _refs, schemas = msgspec.json.schema_components(list(structs), ref_template=REF)
     for schema in schemas.values():
         schema["description"] = _first_sentence(schema.get("description", ""))
-    inner: list[type[Struct]] = [m.TaskSummary, m.FailureReply]
+    inner: list[type[Struct]] = [
+        m.TaskSummary,
+        m.FailureReply,
+        administration.KeyReply,
+        administration.AuditEntryReply,
+    ]
     for struct in [*structs, *inner]:
-        _mark_dates(struct, schemas[struct.__name__])
+        if struct.__name__ in schemas:
+            _mark_dates(struct, schemas[struct.__name__])
     one_of = [_ref(m.SubmitReply), _ref(m.ErrorReply)]
     schemas[m.SubmitBatchReply.__name__] = {
         "title": m.SubmitBatchReply.__name__,

@@ -10,6 +10,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import msgspec
 import structlog
@@ -48,6 +49,9 @@ from taskqueue.doors.listener import HttpListener
 from taskqueue.doors.rest_input import BodyRoom
 from taskqueue.doors.visit import Proxies, Visit
 from taskqueue.wire import messages as m
+
+if TYPE_CHECKING:
+    from taskqueue.doors.tls import Tls
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -152,9 +156,9 @@ class RestDoor:
         """The port listened on."""
         return self._listener.port
 
-    async def start(self, host: str, port: int) -> None:
+    async def start(self, host: str, port: int, tls: "Tls | None" = None) -> None:
         """Listen; port 0 takes a free one. Raises OSError where the address cannot be had."""
-        await self._listener.start(host, port)
+        await self._listener.start(host, port, tls)
 
     async def close(self) -> None:
         """Finish the requests under way, within 3 s, and close every connection."""
@@ -173,7 +177,7 @@ def rest_app(
             kind = BatchCall if operation.request is m.SubmitBatchRequest else Call
             action = kind(operation, broker, settings, room)
             paths[operation.http.path][operation.http.method] = action
-    document = openapi.document()
+    document = openapi.document(operations)
     paths["/metrics"]["GET"] = MetricsPage(broker)
     paths["/openapi.json"]["GET"] = FixedPage(
         "openapi", msgspec.json.encode(document), ((b"content-type", JSON),)

@@ -106,7 +106,7 @@ class Tls:
             )
         if self._identity.begins_at > self._now():
             log.warning("the certificate is not valid yet; clients refuse it", file=self._cert)
-        if Path(self._key).stat().st_mode & READABLE_BY_OTHERS:
+        if _can_be_read_by_others(self._key):
             log.warning(
                 "every user of this machine can read the private key; take that right away",
                 file=self._key,
@@ -165,13 +165,25 @@ class Tls:
         try:
             context.load_cert_chain(self._cert, self._key)
         except (OSError, ValueError) as error:
-            raise TlsError(
-                "cert", f"{self._cert} cannot be used: {error}", "have a new one issued"
-            ) from error
+            raise _unusable("cert", self._cert, error) from error
         if client_ca is not None:
-            context.load_verify_locations(cadata=client_ca.decode("ascii", "ignore"))
+            try:
+                context.load_verify_locations(cadata=client_ca.decode("ascii", "ignore"))
+            except ssl.SSLError as error:
+                raise _unusable("client_ca", self._client_ca, error) from error
             context.verify_mode = ssl.CERT_REQUIRED
         return context
+
+
+def _can_be_read_by_others(path: str) -> bool:
+    try:
+        return bool(Path(path).stat().st_mode & READABLE_BY_OTHERS)
+    except OSError:
+        return False  # it has been taken away since
+
+
+def _unusable(setting: str, path: str | None, error: Exception) -> TlsError:
+    return TlsError(setting, f"{path} cannot be used: {error}", "have a new one issued")
 
 
 def _contents(setting: str, path: str) -> bytes:

@@ -58,7 +58,7 @@ class Visit:
         if allowance is not None and allowance.retry_after:
             raise RateLimitExceeded(
                 f"more than {allowance.limit} requests a second came from here; send fewer, "
-                "or wait as long as Retry-After says",
+                "or wait as long as the answer says",
                 retry_after=allowance.retry_after,
             )
 

@@ -11,18 +11,25 @@ import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 import structlog
 
 from taskqueue.broker.broker import Broker
 from taskqueue.broker.metrics import Metrics
 from taskqueue.core.clock import SystemClock
+from taskqueue.doors.grpc.door import GrpcDoor
 from taskqueue.doors.resp import RespDoor
 from taskqueue.doors.rest import RestDoor
 from taskqueue.settings.address import Address, parse_address
-from taskqueue.settings.tree import Settings
+from taskqueue.settings.errors import SettingsError
+from taskqueue.settings.tree import Settings, TlsSettings
 from taskqueue.storage.engines import open_storage
+
+SECONDS_OF_DAY: Final = 86_400
+
+if TYPE_CHECKING:
+    from taskqueue.doors.tls import Tls
 
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
@@ -34,6 +41,20 @@ class Endpoints(NamedTuple):
 
     http: Address
     native: Address
+    grpc: Address
+
+
+class Door(Protocol):
+    """One protocol's server."""
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        ...
+
+    async def start(self, host: str, port: int, tls: "Tls | None") -> None:
+        """Listen. Raises OSError where the address cannot be had."""
+        ...
 
 
 class PortTaken(OSError):
@@ -43,7 +64,8 @@ class PortTaken(OSError):
 async def serve(settings: Settings, on_ready: Callable[[Endpoints], None]) -> None:
     """Run a broker until SIGTERM or SIGINT.
 
-    Calls `on_ready` once it takes requests. Raises PortTaken where an address cannot be had,
+    Calls `on_ready` once it takes requests. SIGHUP has it read its certificate again. Raises
+    PortTaken where an address cannot be had, SettingsError where the certificate cannot be used,
     and TaskQueueError where the storage cannot be opened.
     """
     _allow_many_files()
@@ -51,44 +73,51 @@ async def serve(settings: Settings, on_ready: Callable[[Endpoints], None]) -> No
     loop = asyncio.get_running_loop()
     for number in STOP_SIGNALS:
         loop.add_signal_handler(number, stop.set)
-    async with running(settings) as endpoints:
+    tls = _tls(settings.tls)
+    loop.add_signal_handler(signal.SIGHUP, lambda: tls and tls.reload())
+    async with running(settings, tls) as endpoints:
         on_ready(endpoints)
         await stop.wait()
         log.info("stopping")
 
 
 @asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[Endpoints]:
+async def running(settings: Settings, tls: "Tls | None" = None) -> AsyncIterator[Endpoints]:
     """A broker that runs for the length of the block."""
-    clock = SystemClock()
     storage = open_storage(Path(settings.data.folder))
     await storage.open()
     try:
-        broker = Broker(storage, clock, settings.broker, Metrics(), settings.access)
+        broker = Broker(storage, SystemClock(), settings.broker, Metrics(), settings.access)
         await broker.open()
-        native = RespDoor(broker, settings.native)
-        rest = RestDoor(broker, settings.http)
-        try:
-            endpoints = Endpoints(
-                http=await _listen(rest, parse_address(settings.http.listen)),
-                native=await _listen(native, parse_address(settings.native.listen)),
-            )
-            async with asyncio.TaskGroup() as parts:
-                chores = [
-                    parts.create_task(broker.upkeep.run()),
-                    parts.create_task(broker.access.run()),
-                ]
-                try:
-                    yield endpoints
-                finally:
-                    for chore in chores:
-                        chore.cancel()
-        finally:
-            # Waiting claims and readers are answered first; then the doors can close.
-            await broker.close()
-            await asyncio.gather(native.close(), rest.close())
+        async with _listening(broker, settings, tls) as endpoints, asyncio.TaskGroup() as parts:
+            chores = broker.upkeep.run(), broker.access.run(), _watch_over(tls)
+            at_work = [parts.create_task(chore) for chore in chores]
+            try:
+                yield endpoints
+            finally:
+                for task in at_work:
+                    task.cancel()
     finally:
         await storage.close()
+
+
+@asynccontextmanager
+async def _listening(
+    broker: Broker, settings: Settings, tls: "Tls | None"
+) -> AsyncIterator[Endpoints]:
+    rest = RestDoor(broker, settings.http)
+    native = RespDoor(broker, settings.native)
+    grpc = GrpcDoor(broker, settings.grpc)
+    try:
+        yield Endpoints(
+            http=await _listen(rest, settings.http.listen, tls),
+            native=await _listen(native, settings.native.listen, tls),
+            grpc=await _listen(grpc, settings.grpc.listen, tls),
+        )
+    finally:
+        # Waiting claims and readers are answered first; then the doors can close.
+        await broker.close()
+        await asyncio.gather(native.close(), rest.close(), grpc.close())
 
 
 def _allow_many_files() -> None:
@@ -98,9 +127,28 @@ def _allow_many_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-async def _listen(door: RespDoor | RestDoor, address: Address) -> Address:
+def _tls(settings: TlsSettings) -> "Tls | None":
+    if not (settings.cert or settings.key or settings.client_ca):
+        return None
+    from taskqueue.doors.tls import Tls, TlsError  # its libraries take a while to import
+
     try:
-        await door.start(address.host, address.port)
+        return Tls(settings.cert, settings.key, settings.client_ca)
+    except TlsError as error:
+        raise SettingsError(str(error)) from error
+
+
+async def _watch_over(tls: "Tls | None") -> None:
+    """Say every day what will be a problem with the certificate soon."""
+    while tls is not None:
+        await asyncio.sleep(SECONDS_OF_DAY)
+        tls.warn()
+
+
+async def _listen(door: Door, listen: str, tls: "Tls | None") -> Address:
+    address = parse_address(listen)
+    try:
+        await door.start(address.host, address.port, tls)
     except OSError as error:
         raise PortTaken(
             f"cannot listen on {address}: {error.strerror or error}; "

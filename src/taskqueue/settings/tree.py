@@ -7,6 +7,7 @@ from msgspec import Meta, Struct, field
 
 from taskqueue.broker.access import AccessSettings
 from taskqueue.broker.broker import BrokerSettings
+from taskqueue.doors.grpc.door import GrpcSettings
 from taskqueue.doors.http import RestSettings
 from taskqueue.doors.resp import RespSettings
 
@@ -23,6 +24,12 @@ class NativeSettings(RespSettings, frozen=True, kw_only=True, forbid_unknown_fie
     """The native door."""
 
     listen: Annotated[str, Meta(description="HOST:PORT of the native door")] = "127.0.0.1:6379"
+
+
+class GrpcDoorSettings(GrpcSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The gRPC door."""
+
+    listen: Annotated[str, Meta(description="HOST:PORT of the gRPC door")] = "127.0.0.1:9090"
 
 
 class DataSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -60,6 +67,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     http: HttpSettings = field(default_factory=HttpSettings)
     native: NativeSettings = field(default_factory=NativeSettings)
+    grpc: GrpcDoorSettings = field(default_factory=GrpcDoorSettings)
     data: DataSettings = field(default_factory=DataSettings)
     log: LogSettings = field(default_factory=LogSettings)
     broker: BrokerSettings = field(default_factory=BrokerSettings)

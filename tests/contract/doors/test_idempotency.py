@@ -10,7 +10,7 @@ from taskqueue.core.clock import ManualClock
 from tests.support.resp import a_resp_house
 from tests.support.rest import TASKS, Reply, RestClient, a_rest_client
 
-BODY = {"task_type": "work", "payload": "eA=="}
+BODY: dict[str, object] = {"task_type": "work", "payload": "eA=="}
 
 
 async def submit(client: RestClient, key: str | None, **fields: object) -> Reply:

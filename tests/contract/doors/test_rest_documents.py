@@ -14,13 +14,16 @@ import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from taskqueue.broker.access import Caller
 from taskqueue.broker.metrics import MOST_TYPES, OTHER, Metrics
 from taskqueue.broker.operations import OPERATIONS
+from taskqueue.core.keys import Permission
 from taskqueue.core.clock import ManualClock
 from taskqueue.core.errors import BrokerUnavailable
 from taskqueue.doors import metrics, openapi
 from taskqueue.storage.port import Totals
 from taskqueue.wire import messages as m
+from taskqueue.wire.administration import CreateKeyRequest
 from tests.support.broker import claimed
 from tests.support.rest import TASKS, RestClient, a_rest_client
 
@@ -198,7 +201,7 @@ def test_the_openapi_document_tells_types_and_limits() -> None:
     assert all(one["in"] == "query" and not one["required"] for one in parameters)
     get = document["paths"][f"{TASKS}/{{task_id}}"]["get"]
     assert {one["name"] for one in get["parameters"]} == {"task_id", "wait"}
-    assert set(get["responses"]) == {"200", "400", "404", "500", "503"}
+    assert set(get["responses"]) == {*("200", "400", "401", "403", "404", "429", "500", "503")}
 
 
 @pytest.mark.parametrize("name", openapi.EXAMPLES)
@@ -206,7 +209,12 @@ async def test_the_examples_of_the_openapi_document_work(client: RestClient, nam
     [(method, path, status)] = [
         one.http for one in OPERATIONS if one.name == name and one.http is not None
     ]
-    assert (await client.ask(method, path, openapi.EXAMPLES[name])).status == status
+    key, secret = await client.broker.keys.create(
+        CreateKeyRequest(name="first", permissions=[Permission.ADMIN]), Caller("192.0.2.1")
+    )
+    headers = {"Authorization": f"Bearer {secret}"}
+    reply = await client.ask(method, path.format(key_id=key.id), openapi.EXAMPLES[name], headers)
+    assert reply.status == status
 
 
 class Page(html.parser.HTMLParser):

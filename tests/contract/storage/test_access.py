@@ -1,5 +1,7 @@
 """Keys, the audit log and answers kept for repeats, on every engine."""
 
+from typing import Any
+
 import pytest
 from msgspec.structs import replace
 
@@ -143,7 +145,7 @@ async def test_a_submit_under_a_known_key_gets_the_first_answer(queue: Queue) ->
 @pytest.mark.parametrize(
     "change", [{"task_type": "other"}, {"priority": 1}, {"timeout": 1}, {"max_retries": 9}]
 )
-async def test_a_key_stands_for_one_content(queue: Queue, change: dict[str, object]) -> None:
+async def test_a_key_stands_for_one_content(queue: Queue, change: dict[str, Any]) -> None:
     await queue.do(replace(queue.a_submit(), repeat=again(queue, "k")))
     other = replace(queue.a_submit(**change), repeat=again(queue, "k"))
     with pytest.raises(IdempotencyConflict):

@@ -47,7 +47,8 @@ FORGET_AUDIT: Final = """
 KEPT: Final = f"""
     SELECT json_group_array(json_array({_columns(Kept)})) FROM (
         SELECT kept.* FROM json_each(?) AS wanted CROSS JOIN kept
-        ON scope = wanted.value ->> 0 AND name = wanted.value ->> 1 WHERE until > ?)"""
+        ON scope = wanted.value ->> 0 AND name = wanted.value ->> 1
+        WHERE kept.key = wanted.value ->> 2 AND until > ?)"""
 KEEP: Final = "INSERT OR REPLACE INTO kept VALUES (?, ?, ?, ?, ?)"
 FORGET_KEPT: Final = """
     DELETE FROM kept WHERE (scope, name) IN (

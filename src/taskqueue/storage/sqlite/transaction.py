@@ -9,7 +9,15 @@ import apsw
 import msgspec
 
 from taskqueue.core import repeats
-from taskqueue.core.batch import MINUTE, Batch, CounterKey, WorkingSet, audit_entry, bare
+from taskqueue.core.batch import (
+    MINUTE,
+    Batch,
+    CounterKey,
+    WorkingSet,
+    audit_entry,
+    bare,
+    kept_under,
+)
 from taskqueue.core.commands import (
     Audited,
     Claim,
@@ -124,11 +132,9 @@ class Transaction:
 
     def _load_kept(self) -> list[Kept]:
         wanted = [
-            (repeats.SUBMIT, command.repeat.key)
-            if isinstance(command, Submit)
-            else (repeats.CLAIM, command.worker_id)
+            place
             for command in self._commands
-            if isinstance(command, Submit | Claim) and command.repeat is not None
+            if isinstance(command, Submit | Claim) and (place := kept_under(command)) is not None
         ]
         if not wanted:
             return []

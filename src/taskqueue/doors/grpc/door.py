@@ -1,0 +1,188 @@
+"""The gRPC door: a grpc.aio server with the services of the published API, limits and an end."""
+
+import asyncio
+import errno
+import socket
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import grpc
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import _async as reflection
+from grpc_reflection.v1alpha import reflection_pb2
+from msgspec import Meta, Struct
+
+from taskqueue.broker.broker import Broker
+from taskqueue.doors.grpc import taskqueue_pb2 as pb
+from taskqueue.doors.grpc.calls import Call
+from taskqueue.doors.grpc.exchange import House
+from taskqueue.doors.grpc.health import HealthCalls
+from taskqueue.doors.grpc.offers import LARGEST_MESSAGE, TASK_QUEUE, WORK, Offer
+from taskqueue.doors.grpc.session import SessionCall
+from taskqueue.doors.grpc.streams import UpdateCall
+from taskqueue.doors.visit import Proxies
+
+if TYPE_CHECKING:  # what it brings along takes time to import, and many brokers have no use for it
+    from taskqueue.doors.tls import Tls
+
+LARGEST_METADATA: Final = 16 * 1024
+MOST_STREAMS: Final = 100
+"""Calls at a time on one connection; a client with more opens another one, or waits."""
+
+AGE_GRACE_SECONDS: Final = 600
+"""How long calls may go on after their connection has reached its age."""
+
+CLOSE_SECONDS: Final = 2.0
+"""How long calls may go on after the door has been told to close."""
+
+TASK_QUEUE_SERVICE: Final = pb.DESCRIPTOR.services_by_name["TaskQueue"].full_name
+WORK_SERVICE: Final = pb.DESCRIPTOR.services_by_name["Work"].full_name
+HEALTH_SERVICE: Final = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+
+Calls = dict[str, "grpc.RpcMethodHandler[bytes, bytes]"]
+
+
+class GrpcSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Limits of the gRPC door."""
+
+    answer_seconds: Annotated[float, Meta(ge=1, le=3600)] = 30
+    """How long an answer may take, beyond a wait that was asked for."""
+
+    max_connections: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
+    """How many clients may be connected at once."""
+
+    max_calls: Annotated[int, Meta(ge=1, le=1_000_000)] = 20_000
+    """How many calls may be under way at once, streams and sessions included."""
+
+    idle_seconds: Annotated[int, Meta(ge=1, le=86_400)] = 1_800
+    """How long a connection may be without a call."""
+
+    connection_age_seconds: Annotated[int, Meta(ge=60, le=30 * 86_400)] = 86_400
+    """How long a connection is kept before its client is asked to open a new one."""
+
+    reflection: bool = True
+    """Whether clients may ask what services and messages there are."""
+
+    trusted_proxies: str = ""
+    """Addresses or networks, separated by commas, whose X-Forwarded-For is believed."""
+
+
+class GrpcDoor:
+    """Serves the broker's operations over gRPC, with the standard health service."""
+
+    def __init__(self, broker: Broker, settings: GrpcSettings) -> None:
+        """Raises ValueError for settings that make no sense."""
+        self.port = 0
+        """The port listened on."""
+        house = House(broker, Proxies(settings.trusted_proxies), settings.answer_seconds)
+        self._house = house
+        self._settings = settings
+        self._sessions = SessionCall(house)
+        self._health = HealthCalls(house, frozenset({"", TASK_QUEUE_SERVICE, WORK_SERVICE}))
+        self._server: grpc.aio.Server | None = None
+        self._checking: asyncio.Task[None] | None = None
+
+    async def start(self, host: str, port: int, tls: "Tls | None" = None) -> None:
+        """Listen; port 0 takes a free one. Raises OSError where the address cannot be had."""
+        server = grpc.aio.server(
+            options=options_of(self._settings),
+            maximum_concurrent_rpcs=self._settings.max_calls,
+        )
+        server.add_generic_rpc_handlers(self._services())
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        try:
+            if tls is None:
+                self.port = server.add_insecure_port(address)
+            else:
+                self.port = server.add_secure_port(address, tls.grpc_credentials())
+        except RuntimeError as error:
+            raise _reason(host, port) from error
+        await server.start()
+        self._server = server
+        self._checking = asyncio.create_task(self._health.run())
+
+    async def close(self) -> None:
+        """Finish the calls under way, within 3 s, and close every connection."""
+        if self._checking is not None:
+            self._checking.cancel()
+        self._health.close()
+        self._sessions.close()
+        if self._server is not None:
+            await self._server.stop(CLOSE_SECONDS)
+
+    def _services(self) -> "list[grpc.GenericRpcHandler[bytes, bytes]]":
+        services = {
+            TASK_QUEUE_SERVICE: self._calls(TASK_QUEUE)
+            | {
+                "StreamTaskUpdates": grpc.unary_stream_rpc_method_handler(
+                    UpdateCall(self._house).answer
+                )
+            },
+            WORK_SERVICE: self._calls(WORK)
+            | {"Session": grpc.stream_stream_rpc_method_handler(self._sessions.answer)},
+            HEALTH_SERVICE: self._health.handlers,
+        }
+        if self._settings.reflection:
+            services |= reflection_of([*services])
+        return [
+            grpc.method_handlers_generic_handler(name, calls) for name, calls in services.items()
+        ]
+
+    def _calls(self, offers: tuple[Offer, ...]) -> Calls:
+        return {
+            offer.name: grpc.unary_unary_rpc_method_handler(Call(offer, self._house).answer)
+            for offer in offers
+        }
+
+
+def reflection_of(services: list[str]) -> dict[str, Calls]:
+    """The services that say which services and messages there are.
+
+    The package knows the version v1alpha; its messages are those of v1, which newer tools ask for.
+    """
+    names = [f"grpc.reflection.{version}.ServerReflection" for version in ("v1", "v1alpha")]
+    servicer = reflection.ReflectionServicer([*services, *names])
+    calls = {
+        "ServerReflectionInfo": grpc.stream_stream_rpc_method_handler(
+            servicer.ServerReflectionInfo,
+            reflection_pb2.ServerReflectionRequest.FromString,
+            reflection_pb2.ServerReflectionResponse.SerializeToString,
+        )
+    }
+    return dict.fromkeys(names, calls)
+
+
+def options_of(settings: GrpcSettings) -> list[tuple[str, Any]]:
+    """The limits, as gRPC's core is told them."""
+    return [
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_receive_message_length", LARGEST_MESSAGE),
+        ("grpc.max_send_message_length", LARGEST_MESSAGE),
+        ("grpc.max_concurrent_streams", MOST_STREAMS),
+        ("grpc.http.overload_protection", 0),
+        # The softer limit by itself would refuse at random what lies between the two.
+        ("grpc.max_metadata_size", LARGEST_METADATA),
+        ("grpc.absolute_max_metadata_size", LARGEST_METADATA),
+        ("grpc.max_allowed_incoming_connections", settings.max_connections),
+        ("grpc.server_handshake_timeout_ms", 20_000),
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ("grpc.http2.max_ping_strikes", 2),
+        ("grpc.max_connection_idle_ms", settings.idle_seconds * 1_000),
+        ("grpc.max_connection_age_ms", settings.connection_age_seconds * 1_000),
+        ("grpc.max_connection_age_grace_ms", AGE_GRACE_SECONDS * 1_000),
+    ]
+
+
+def _reason(host: str, port: int) -> OSError:
+    # gRPC does not say why: an attempt of our own finds out.
+    try:
+        family, kind, number, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[
+            0
+        ]
+        with socket.socket(family, kind, number) as probe:
+            probe.bind(address)
+    except OSError as error:
+        return error
+    return OSError(errno.EADDRINUSE, "the address cannot be listened on")

@@ -1,0 +1,177 @@
+"""One call as the gRPC door receives it, and the ways in which it is answered."""
+
+import asyncio
+from asyncio import FIRST_COMPLETED
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, Final, NamedTuple, NoReturn, TypeAlias, TypeVar
+from urllib.parse import unquote
+
+import grpc
+import structlog
+
+from taskqueue.broker.access import Caller
+from taskqueue.broker.broker import Broker
+from taskqueue.broker.operations import Operation
+from taskqueue.core.errors import (
+    AuthenticationFailed,
+    BrokerUnavailable,
+    InternalError,
+    OutcomeUnknown,
+    TaskQueueError,
+)
+from taskqueue.core.keys import Permission
+from taskqueue.doors.grpc.errors import metadata_of, status_of, told_outside
+from taskqueue.doors.visit import REQUEST_ID, Proxies, Visit
+
+T = TypeVar("T")
+
+Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
+
+_HEARD: Final = frozenset({"authorization", REQUEST_ID, "x-forwarded-for"})
+"""The metadata that a visit is made from."""
+
+log = structlog.get_logger(component="grpc")
+
+
+class House(NamedTuple):
+    """What every call has to do with."""
+
+    broker: Broker
+    proxies: Proxies
+    answer_seconds: float
+
+
+class Exchange:
+    """A call that is under way: who calls, and what has been said to them so far."""
+
+    __slots__ = ("_context", "_is_greeted", "_notices", "visit")
+
+    def __init__(
+        self, house: House, context: Context, notices: Sequence[tuple[str, str]] = ()
+    ) -> None:
+        heard = [
+            (name.encode(), value if isinstance(value, bytes) else value.encode())
+            for name, value in context.invocation_metadata() or ()
+            if name in _HEARD
+        ]
+        address = address_of(context.peer())
+        self.visit = Visit(house.broker.access, address, heard, house.proxies)
+        self._context = context
+        self._notices = notices
+        self._is_greeted = False
+
+    @property
+    def caller(self) -> Caller:
+        """Who calls."""
+        return self.visit.caller
+
+    async def greet(self) -> None:
+        """Send what every answer says about its call, before the answer itself."""
+        self._is_greeted = True
+        await self._context.send_initial_metadata((*self.visit.headers(), *self._notices))
+
+    async def refuse(self, error: Exception) -> NoReturn:
+        """End the call with an error."""
+        if isinstance(error, AuthenticationFailed):
+            await asyncio.sleep(self.visit.penalty())
+        if self._context.cancelled():
+            raise asyncio.CancelledError from error  # nobody is there to hear of it
+        outside = told(error, self.visit.request_id)
+        if not self._is_greeted:
+            await self.greet()
+        trailing = (*self.visit.headers(), *metadata_of(outside))
+        await self._context.abort(status_of(outside), outside.message, trailing)
+
+
+def told(error: Exception, request_id: str) -> TaskQueueError:
+    """An error as a client may hear it; what it may not is in the log, under the request id."""
+    if not isinstance(error, TaskQueueError):
+        log.error("a call met a fault of the broker", request_id=request_id, exc_info=error)
+        return told_outside(InternalError(""), request_id)
+    if isinstance(error, InternalError):
+        log.error("a call failed", request_id=request_id, error=error.message)
+    return told_outside(error, request_id)
+
+
+async def outcome_of(
+    house: House,
+    operation: Operation,
+    caller: Caller,
+    work: "asyncio.Future[T]",
+    wait: float = 0.0,
+) -> T:
+    """What an operation comes to, which may wait so many seconds beyond the time that all have.
+
+    Raises BrokerUnavailable, for a change OutcomeUnknown, where it takes longer; besides, what
+    `while_let_in` raises.
+    """
+    seconds = house.answer_seconds
+    if wait:
+        await while_let_in(house, operation, caller, work, seconds + wait)
+    else:
+        await asyncio.wait([work], timeout=seconds)
+    if work.done():
+        return work.result()
+    if is_read(operation):
+        raise BrokerUnavailable(
+            f"there was no answer within {seconds:g} seconds; try again", retry_after=1
+        )
+    raise OutcomeUnknown(
+        f"the change was not confirmed within {seconds:g} seconds; its outcome is unknown: "
+        "repeat the request with the same task_id",
+        retry_after=1,
+    )
+
+
+async def while_let_in(
+    house: House,
+    operation: Operation,
+    caller: Caller,
+    work: "asyncio.Future[Any]",
+    seconds: float | None = None,
+) -> None:
+    """Wait until work is done that may take long, or for so many seconds.
+
+    Raises AuthenticationFailed or PermissionDenied as soon as the caller is shut out.
+    """
+    shut_out: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def on_end() -> None:
+        if not shut_out.done():
+            shut_out.set_result(None)
+
+    unbind = house.broker.access.bind(caller, on_end)
+    try:
+        operation.require(house.broker, caller)  # it may have happened before this was bound
+        await asyncio.wait([work, shut_out], timeout=seconds, return_when=FIRST_COMPLETED)
+        if shut_out.done():
+            operation.require(house.broker, caller)
+    finally:
+        unbind()
+
+
+def drop(broker: Broker, operation: Operation, work: "asyncio.Future[Any]") -> None:
+    """Nobody waits for an operation any more. A read ends, a change is never cut short."""
+    if not work.done() and (is_read(operation) or operation.name == "claim"):
+        work.cancel()  # a claim under way gives back by itself what it gets
+
+    def give_back(done: "asyncio.Future[Any]") -> None:
+        if not done.cancelled() and done.exception() is None:
+            broker.take_unheard(done.result())
+
+    work.add_done_callback(give_back)
+
+
+def is_read(operation: Operation) -> bool:
+    """Whether an operation changes nothing."""
+    return operation.permission is Permission.READ_TASKS
+
+
+@lru_cache(maxsize=4_096)
+def address_of(peer: str) -> str:
+    """The address in what gRPC calls a peer, such as `ipv6:%5B::1%5D:50051`."""
+    kind, _, rest = peer.partition(":")
+    if kind not in ("ipv4", "ipv6"):
+        return "local"
+    return unquote(rest).rpartition(":")[0].strip("[]")
