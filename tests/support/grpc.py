@@ -86,7 +86,8 @@ class Refusal:
     def __init__(self, error: grpc.aio.AioRpcError) -> None:
         self.status = error.code().name
         self.message = error.details() or ""
-        self.metadata = {name: value for name, value in error.trailing_metadata() or ()}
+        trailing: Any = error.trailing_metadata()
+        self.metadata: dict[str, Any] = dict(trailing)
         self.code = ""
         self.domain = ""
         self.fields: list[str] = []

@@ -32,8 +32,9 @@ class Call:
             await exchange.greet()  # while the change is being written
             wait = request.wait_ms / 1000 if self._offer.has_wait else 0.0
             outcome = await outcome_of(self._house, self._operation, exchange.caller, work, wait)
+            answer = self._offer.reply(self._house.broker, outcome).SerializeToString()
             work = None
-            return self._offer.reply(self._house.broker, outcome).SerializeToString()
+            return answer
         except Exception as error:  # noqa: BLE001  whatever it is, the caller gets a status
             await exchange.refuse(error)
         finally:

@@ -2,13 +2,13 @@
 
 import asyncio
 import errno
+import logging
 import socket
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
-import grpc
+import grpc.aio
 from grpc_health.v1 import health_pb2
-from grpc_reflection.v1alpha import _async as reflection
-from grpc_reflection.v1alpha import reflection_pb2
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 from msgspec import Meta, Struct
 
 from taskqueue.broker.broker import Broker
@@ -83,6 +83,7 @@ class GrpcDoor:
 
     async def start(self, host: str, port: int, tls: "Tls | None" = None) -> None:
         """Listen; port 0 takes a free one. Raises OSError where the address cannot be had."""
+        logging.getLogger("grpc._cython.cygrpc").addFilter(_is_news)
         server = grpc.aio.server(
             options=options_of(self._settings),
             maximum_concurrent_rpcs=self._settings.max_calls,
@@ -140,7 +141,7 @@ def reflection_of(services: list[str]) -> dict[str, Calls]:
     The package knows the version v1alpha; its messages are those of v1, which newer tools ask for.
     """
     names = [f"grpc.reflection.{version}.ServerReflection" for version in ("v1", "v1alpha")]
-    servicer = reflection.ReflectionServicer([*services, *names])
+    servicer = reflection.aio.ReflectionServicer([*services, *names])  # type: ignore[attr-defined]
     calls = {
         "ServerReflectionInfo": grpc.stream_stream_rpc_method_handler(
             servicer.ServerReflectionInfo,
@@ -158,6 +159,8 @@ def options_of(settings: GrpcSettings) -> list[tuple[str, Any]]:
         ("grpc.max_receive_message_length", LARGEST_MESSAGE),
         ("grpc.max_send_message_length", LARGEST_MESSAGE),
         ("grpc.max_concurrent_streams", MOST_STREAMS),
+        # It counts streams that have been answered already, and refuses those of good clients. One
+        # that opens more than its share is told to calm down either way.
         ("grpc.http.overload_protection", 0),
         # The softer limit by itself would refuse at random what lies between the two.
         ("grpc.max_metadata_size", LARGEST_METADATA),
@@ -173,6 +176,11 @@ def options_of(settings: GrpcSettings) -> list[tuple[str, Any]]:
         ("grpc.max_connection_age_ms", settings.connection_age_seconds * 1_000),
         ("grpc.max_connection_age_grace_ms", AGE_GRACE_SECONDS * 1_000),
     ]
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    # That an answer could not be delivered, as its client had gone, is logged as an error.
+    return not str(record.msg).startswith("ExecuteBatchError raised in core")
 
 
 def _reason(host: str, port: int) -> OSError:

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any, Final, NamedTuple, NoReturn, TypeAlias, TypeVar
 from urllib.parse import unquote
 
-import grpc
+import grpc.aio
 import structlog
 
 from taskqueue.broker.access import Caller
@@ -72,16 +72,19 @@ class Exchange:
         await self._context.send_initial_metadata((*self.visit.headers(), *self._notices))
 
     async def refuse(self, error: Exception) -> NoReturn:
-        """End the call with an error."""
+        """End the call with an error. Raises CancelledError where nobody is there to hear of it."""
+        if isinstance(error, grpc.aio.BaseError):
+            raise asyncio.CancelledError from error  # the call is over: it could not be answered
         if isinstance(error, AuthenticationFailed):
             await asyncio.sleep(self.visit.penalty())
-        if self._context.cancelled():
-            raise asyncio.CancelledError from error  # nobody is there to hear of it
         outside = told(error, self.visit.request_id)
-        if not self._is_greeted:
-            await self.greet()
         trailing = (*self.visit.headers(), *metadata_of(outside))
-        await self._context.abort(status_of(outside), outside.message, trailing)
+        try:
+            if not self._is_greeted:
+                await self.greet()
+            await self._context.abort(status_of(outside), outside.message, trailing)
+        except (grpc.aio.InternalError, grpc.aio.UsageError) as gone:
+            raise asyncio.CancelledError from gone
 
 
 def told(error: Exception, request_id: str) -> TaskQueueError:

@@ -78,7 +78,8 @@ class OfferOfBatch(Offer):
         """The message with the outcome of each."""
         return pb.SubmitTasksResponse(results=[self._result(one) for one in outcome])
 
-    def _reader_of(self, _kind: type[Message], _request: type[Struct]) -> MessageReader[Any]:
+    def _reader_of(self, kind: type[Message], request: type[Struct]) -> MessageReader[Any]:
+        del kind, request
         return MessageReader(pb.SubmitTaskRequest, m.SubmitRequest)
 
     def _writer_of(self, _kind: type[Message]) -> MessageWriter[Any]:
