@@ -9,7 +9,7 @@ export PATH := $(CURDIR)/.tools/bin:$(CURDIR)/$(BIN):$(PATH)
 # The sandbox in which a test listens may have no other address.
 export NO_PROXY := 127.0.0.1,localhost
 
-.PHONY: help setup run test lint format bench chaos proto lock clean
+.PHONY: help setup run test lint format bench chaos fuzz proto lock clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -52,6 +52,11 @@ bench: setup ## Measure rates and latencies on this machine (BENCH_ARGS="--only 
 
 chaos: setup ## Kill broker and workers at random and check that nothing is lost (CHAOS_ARGS="--kills 100")
 	$(BIN)/python -m tests.chaos.run $(CHAOS_ARGS)
+
+fuzz: setup ## Send anything to every port, for some minutes
+	$(BIN)/python -m tests.fuzz.resp --inputs 1000000
+	$(BIN)/python -m tests.fuzz.rest --cases 5000
+	$(BIN)/python -m tests.fuzz.grpc --calls 50000
 
 proto: setup ## Generate the gRPC code anew from proto/
 	scripts/generate_proto.sh

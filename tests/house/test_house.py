@@ -115,5 +115,6 @@ def test_links_between_documents_lead_somewhere() -> None:
 
 
 def test_what_must_be_executable_is() -> None:
-    for name in (".ci/run", "scripts/make_venv.sh", "scripts/debian_tools.sh"):
+    scripts = ("make_venv.sh", "debian_tools.sh", "generate_proto.sh")
+    for name in (".ci/run", *(f"scripts/{script}" for script in scripts)):
         assert (ROOT / name).stat().st_mode & 0o111

@@ -14,7 +14,8 @@ from taskqueue.broker.access import AccessSettings
 from taskqueue.broker.broker import Broker, BrokerSettings
 from taskqueue.core.clock import Clock
 from taskqueue.doors.grpc import taskqueue_pb2 as pb
-from taskqueue.doors.grpc.door import GrpcDoor, GrpcSettings
+from taskqueue.doors.grpc.door import GrpcDoor
+from taskqueue.doors.grpc.settings import GrpcSettings
 from taskqueue.storage.port import Storage
 from tests.support.broker import a_broker
 

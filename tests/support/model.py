@@ -36,6 +36,7 @@ from taskqueue.core.errors import (
     IdempotencyConflict,
     InvalidRequest,
     InvalidStatus,
+    KeyExists,
     KeyNotFound,
     LeaseLost,
     TaskNotFound,
@@ -213,9 +214,9 @@ class ModelStorage(Storage):
         if isinstance(command, CreateKey):
             names = {key.name for key in self.known_keys.values() if self._is_live(key)}
             makes_manager = Permission.ADMIN in command.key.permissions
-            if command.key.name in names or not (
-                command.is_spare or makes_manager or self._managers()
-            ):
+            if command.key.name in names:
+                raise KeyExists("")
+            if not (command.is_spare or makes_manager or self._managers()):
                 raise InvalidRequest("")
             return self._put_key(command.key)
         key = self.known_keys.get(command.key_id)

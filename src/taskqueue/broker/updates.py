@@ -15,7 +15,7 @@ from msgspec import Struct
 from taskqueue.core.batch import Applied, Batch, bare
 from taskqueue.core.commands import Progress
 from taskqueue.core.errors import BrokerUnavailable, QueueDepthExceeded, TaskQueueError
-from taskqueue.core.task import Status, Task, TaskDetail
+from taskqueue.core.task import Event, Status, Task, TaskDetail
 from taskqueue.storage.port import Storage
 
 MOST_BEHIND: Final = 1_000
@@ -23,6 +23,16 @@ MOST_BEHIND: Final = 1_000
 
 _WITH_DETAIL: Final = frozenset({Status.COMPLETED, Status.FAILED, Status.DEAD_LETTER})
 """The statuses that come with a result or an error."""
+
+
+_STAGES: Final = dict.fromkeys(Event, 1) | {
+    Event.SUBMIT: 0,
+    Event.CLAIM: 0,
+    Event.CANCEL: 2,
+    Event.DAMAGE: 2,
+    Event.RETRY: 3,
+}
+"""In which order things happen to a task between one claim and the next."""
 
 
 class Update(Struct, frozen=True):
@@ -116,12 +126,11 @@ class Subscription:
 
     def _is_known(self, group: Sequence[Change]) -> bool:
         # What was read is how one transaction left the task: it is the end of that one's group,
-        # and all groups before are older. Two changes at the same microsecond are told apart by
-        # their tokens, as nothing but a claim can follow where the clock stands.
+        # and all groups before are older.
         if self._known is None or self._is_abreast:
             return False
         last = group[-1].task
-        if last == self._known or _moment(last) < _moment(self._known):
+        if last == self._known or _place(last) < _place(self._known):
             return True
         self._is_abreast = True
         return False
@@ -206,8 +215,10 @@ def _progressed(batch: Batch, applied: Applied) -> Iterator[Task]:
             yield outcome
 
 
-def _moment(task: Task) -> tuple[int, int]:
-    return task.updated_at, task.token
+def _place(task: Task) -> tuple[int, int, int, float]:
+    # Where a state stands in its task's history. After the clock was set back the first part stays
+    # the same for a while: then tokens count attempts, and an attempt begins, goes on, and ends.
+    return task.updated_at, task.token, _STAGES[task.last_event], task.progress or 0.0
 
 
 def _closed() -> BrokerUnavailable:

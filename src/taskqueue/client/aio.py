@@ -187,7 +187,7 @@ class AsyncClient:
         """Make an API key; `key` of the answer is its secret, which nobody can ask for again.
 
         `rate_limit` in requests a second over REST and gRPC, 0 for none; `expires_in` in seconds.
-        Raises InvalidRequest, PermissionDenied.
+        Raises InvalidRequest, KeyExists, PermissionDenied.
         """
         options = {"PREFIX": task_type_prefix, "RATE": rate_limit, "EXPIRES": expires_in}
         wanted = [permission.encode() for permission in permissions]

@@ -11,6 +11,7 @@ TaskQueueError
 ├── RateLimitExceeded
 ├── TaskNotFound
 ├── KeyNotFound
+├── KeyExists               another valid API key has this name
 ├── InvalidStatus           the task exists, but its status forbids the request
 ├── IdempotencyConflict     the id or key was used before for a different task
 ├── LeaseLost               the claim is over; what its worker says no longer counts
@@ -102,6 +103,12 @@ class KeyNotFound(TaskQueueError):
     """No API key has this id."""
 
     code, http, grpc = "KEY_NOT_FOUND", 404, "NOT_FOUND"
+
+
+class KeyExists(TaskQueueError):
+    """Another valid API key has this name."""
+
+    code, http, grpc = "KEY_EXISTS", 409, "ALREADY_EXISTS"
 
 
 class InvalidStatus(TaskQueueError):

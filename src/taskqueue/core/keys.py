@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 from msgspec import Struct, structs
 
-from taskqueue.core.errors import InvalidRequest, InvalidStatus, KeyNotFound
+from taskqueue.core.errors import InvalidRequest, InvalidStatus, KeyExists, KeyNotFound
 from taskqueue.core.task import Word
 
 PREFIX: Final = "tq_"
@@ -106,14 +106,14 @@ def is_mistyped(text: str) -> bool:
 
 
 def create(keys: Mapping[str, Key], key: Key, wall: int, *, is_spare: bool) -> Key:
-    """A new key. Raises InvalidRequest where it may not be as it is.
+    """A new key. Raises KeyExists for a name that is taken, InvalidRequest beyond the limits.
 
     Unless `is_spare`, the first one must permit `admin`: nobody could manage keys otherwise.
     """
     if len(keys) >= MOST_KEYS:
         raise InvalidRequest(f"there are {MOST_KEYS} keys, as many as there may be")
     if any(known.name == key.name and known.is_live(wall) for known in keys.values()):
-        raise InvalidRequest(
+        raise KeyExists(
             f"name {key.name} is another key's; choose another name, or revoke that key",
             field="name",
         )

@@ -18,6 +18,7 @@ from taskqueue.broker.broker import Broker
 from taskqueue.broker.operations import Operation
 from taskqueue.core.errors import (
     BrokerUnavailable,
+    IdempotencyConflict,
     InvalidRequest,
     OutcomeUnknown,
     TaskQueueError,
@@ -267,7 +268,10 @@ def body_struct(request: type[Struct], path_fields: frozenset[str]) -> type[Stru
 
 
 def take_idempotency_key(request: m.SubmitRequest, scope: Scope) -> None:
-    """Put the header Idempotency-Key where the body could have it. Raises InvalidRequest."""
+    """Put the header Idempotency-Key where the body could have it.
+
+    Raises InvalidRequest, IdempotencyConflict.
+    """
     keys = idempotency_keys(scope)
     if not keys:
         return
@@ -275,9 +279,14 @@ def take_idempotency_key(request: m.SubmitRequest, scope: Scope) -> None:
         key = msgspec.convert(keys[0].decode(), m.Name)
     except (msgspec.ValidationError, UnicodeDecodeError):
         key = None
-    if key is None or len(keys) > 1 or request.idempotency_key not in (None, key):
+    if key is None or len(keys) > 1:
         raise InvalidRequest(
             "Idempotency-Key must be given once, as 1 to 255 printable characters without spaces",
+            field="Idempotency-Key",
+        )
+    if request.idempotency_key not in (None, key):
+        raise IdempotencyConflict(
+            "Idempotency-Key and idempotency_key are two different keys; give one of them",
             field="Idempotency-Key",
         )
     request.idempotency_key = key

@@ -165,7 +165,8 @@ def _kind(document: Json, schema: Json) -> str:
         return f"list of {_kind(document, found['items'])}"
     if found.get("type") == "object":
         return str(found.get("title", "object"))
-    return {"string": "text"}.get(found["type"], str(found["type"]))
+    kind = str(found.get("type", "object"))
+    return {"string": "text"}.get(kind, kind)
 
 
 def _notes(document: Json, schema: Json) -> Iterator[str]:

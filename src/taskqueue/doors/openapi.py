@@ -16,6 +16,7 @@ from taskqueue.core.errors import (
     InternalError,
     InvalidRequest,
     InvalidStatus,
+    KeyExists,
     KeyNotFound,
     OutcomeUnknown,
     PayloadTooLarge,
@@ -26,6 +27,7 @@ from taskqueue.core.errors import (
     TaskQueueError,
     UnsupportedMedia,
 )
+from taskqueue.core.keys import Permission
 from taskqueue.doors.actions import body_struct
 from taskqueue.doors.faults import bare
 from taskqueue.doors.rest_input import LONGEST_WAIT, WAIT_PARAMETER, QueryReader, path_fields_of
@@ -58,8 +60,22 @@ PARAMETER_EXAMPLES: Final[dict[str, object]] = {
     "status": "completed",
     "limit": 50,
     "task_type": "send_email",
-    WAIT_PARAMETER: 30,
+    WAIT_PARAMETER: 0.5,
 }
+
+BASE64: Final = (
+    "^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/][AQgw]==|[A-Za-z0-9+/]{2}[AEIMQUYcgkosw048]=)?$"
+)
+"""With padding, and with the bits that stand for nothing at 0: one text for any bytes."""
+
+_NOT_TOGETHER: Final[dict[str, tuple[Json, Json]]] = {
+    "SubmitRequest": ({"schedule_at": {"type": "string"}}, {"delay_seconds": {"type": "number"}}),
+    "CreateKeyRequest": (
+        {"task_type_prefix": {"type": "string"}},
+        {"permissions": {"type": "array", "contains": {"const": Permission.ADMIN.value}}},
+    ),
+}
+"""What excludes each other in a request."""
 
 _IDEMPOTENCY_KEY: Final[Json] = {
     "name": "Idempotency-Key",
@@ -81,7 +97,7 @@ RAISES: Final[dict[str, tuple[type[TaskQueueError], ...]]] = {
     "get": (*_READ, TaskNotFound),
     "cancel": _MOVE,
     "retry": _MOVE,
-    "create_key": _WRITE,
+    "create_key": (*_WRITE, KeyExists),
     "rotate_key": (*_WRITE, KeyNotFound, InvalidStatus),
     "revoke_key": (*_CHANGE, KeyNotFound, InvalidStatus),
 }
@@ -235,6 +251,7 @@ def _schemas(operations: Iterable[Operation]) -> Json:
         if operation.replies is not None and operation.replies is not m.SubmitBatchReply:
             structs[operation.replies] = None
     _refs, schemas = msgspec.json.schema_components(list(structs), ref_template=REF)
+    _write_patterns(schemas)
     for schema in schemas.values():
         schema["description"] = _first_sentence(schema.get("description", ""))
     inner: list[type[Struct]] = [
@@ -246,6 +263,12 @@ def _schemas(operations: Iterable[Operation]) -> Json:
     for struct in [*structs, *inner]:
         if struct.__name__ in schemas:
             _mark_dates(struct, schemas[struct.__name__])
+    for name, (one, other) in _NOT_TOGETHER.items():
+        schemas[name]["not"] = {"properties": {**one, **other}, "required": [*one, *other]}
+    # One that cannot be read has an error of its own, and spoils none of the others.
+    schemas[m.SubmitBatchRequest.__name__]["properties"]["tasks"]["items"] = {
+        "anyOf": [_ref(m.SubmitRequest), {"description": "Gets an error in its place"}]
+    }
     one_of = [_ref(m.SubmitReply), _ref(m.ErrorReply)]
     schemas[m.SubmitBatchReply.__name__] = {
         "title": m.SubmitBatchReply.__name__,
@@ -255,6 +278,24 @@ def _schemas(operations: Iterable[Operation]) -> Json:
         "required": ["results"],
     }
     return schemas
+
+
+def _write_patterns(schema: Any) -> None:
+    """Put regular expressions as ECMAScript has them, where `$` is the end and nothing else.
+
+    Lone surrogates, which some tools cannot name, are no text in JSON in any case.
+    """
+    if isinstance(schema, list):
+        for part in schema:
+            _write_patterns(part)
+    elif isinstance(schema, dict):
+        if schema.get("contentEncoding") == "base64":
+            schema["pattern"] = BASE64
+        if schema.get("pattern") == m.NAME_PATTERN:
+            pattern = m.NAME_PATTERN.replace(r"(?![\s\S])", "$")
+            schema["pattern"] = pattern.replace(r"\ud800-\udfff", "")
+        for part in schema.values():
+            _write_patterns(part)
 
 
 def _mark_dates(struct: type[Struct], schema: Json) -> None:

@@ -46,7 +46,7 @@ _JSON_TYPE: Final = re.compile(
     rb'application/json\s*(?:;\s*charset\s*=\s*(?:utf-8|"utf-8")\s*)?', re.IGNORECASE
 )
 _INTEGER: Final = re.compile(r"-?[0-9]{1,19}", re.ASCII)
-_SECONDS: Final = re.compile(r"[0-9]{1,4}(?:\.[0-9]{1,6})?", re.ASCII)
+_SECONDS: Final = re.compile(r"[0-9]{1,4}(?:\.[0-9]{1,20})?(?:[eE][-+]?[0-9]{1,3})?", re.ASCII)
 
 
 class Repeated(Struct):

@@ -7,7 +7,7 @@ from msgspec import Meta, Struct, field
 
 from taskqueue.broker.access import AccessSettings
 from taskqueue.broker.broker import BrokerSettings
-from taskqueue.doors.grpc.door import GrpcSettings
+from taskqueue.doors.grpc.settings import GrpcSettings
 from taskqueue.doors.http import RestSettings
 from taskqueue.doors.resp import RespSettings
 

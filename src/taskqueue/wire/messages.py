@@ -71,7 +71,8 @@ class SubmitRequest(Struct, forbid_unknown_fields=True, kw_only=True):
         Delay | None, Meta(description="Instead of schedule_at: seconds from now")
     ] = None
     task_id: Annotated[
-        str | None, Meta(description="A UUID of your own: makes a repeated submit harmless")
+        Annotated[str, Meta(extra_json_schema={"format": "uuid"})] | None,
+        Meta(description="A UUID of your own: makes a repeated submit harmless"),
     ] = None
     idempotency_key: Annotated[
         Name | None,

@@ -6,7 +6,14 @@ from collections.abc import Callable, Mapping
 import pytest
 import uvloop
 
-ON_BOTH_LOOPS = {"test_resp_limits.py", "test_resp_order.py", "test_tls.py"}
+ON_BOTH_LOOPS = {
+    "test_grpc_limits.py",
+    "test_grpc_session.py",
+    "test_grpc_streams.py",
+    "test_resp_limits.py",
+    "test_resp_order.py",
+    "test_tls.py",
+}
 """Modules whose tests rest on what transports do, in which the loops differ."""
 
 

@@ -14,8 +14,8 @@ from taskqueue.core.clock import EPOCH, SECOND, ManualClock
 from taskqueue.core.errors import BrokerUnavailable, DataDamaged
 from taskqueue.core.task import Failure, TaskDetail
 from taskqueue.doors.grpc import taskqueue_pb2 as pb
-from taskqueue.doors.grpc.door import GrpcSettings
 from taskqueue.doors.grpc.offers import LARGEST_MESSAGE
+from taskqueue.doors.grpc.settings import GrpcSettings
 from taskqueue.wire import messages as m
 from tests.support.broker import claimed, until_parked
 from tests.support.door import until
@@ -105,7 +105,7 @@ async def test_a_status_has_every_field(client: GrpcClient, clock: ManualClock) 
     task_id = await client.submit("send_email", priority=150)
     [one] = await claimed(client.broker, "send_email", worker_id="worker-1-12345")
     clock.advance(5)
-    word = {"task_id": task_id, "token": one.task.token}
+    word: dict[str, Any] = {"task_id": task_id, "token": one.task.token}
     await client.call("Progress", pb.ProgressRequest(**word, fraction=0.5, note="half"))
     task = await status_of(client, task_id)
     assert (task.task_id, task.task_type, task.status) == (task_id, "send_email", "in_progress")
@@ -129,7 +129,7 @@ async def test_a_result_comes_back_as_it_was_given(client: GrpcClient) -> None:
 async def test_failures_are_on_record(client: GrpcClient, clock: ManualClock) -> None:
     task_id = await client.submit()
     [one] = await client.claim()
-    word = {"task_id": task_id, "token": one.token}
+    word: dict[str, Any] = {"task_id": task_id, "token": one.token}
     reply = await client.call(
         "Fail",
         pb.FailRequest(

@@ -11,9 +11,9 @@ from taskqueue.broker.access import ANYBODY, AccessSettings
 from taskqueue.core.clock import ManualClock, SystemClock
 from taskqueue.core.keys import Key, Permission
 from taskqueue.doors.grpc import taskqueue_pb2 as pb
-from taskqueue.doors.grpc.door import GrpcSettings
 from taskqueue.doors.grpc.exchange import address_of
 from taskqueue.doors.grpc.offers import TASK_QUEUE, WORK
+from taskqueue.doors.grpc.settings import GrpcSettings
 from taskqueue.wire.administration import CreateKeyRequest, KeyRequest
 from tests.support.broker import until_parked
 from tests.support.grpc import GrpcClient, a_grpc_client, refusal_of

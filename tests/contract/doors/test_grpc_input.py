@@ -4,7 +4,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -139,11 +138,8 @@ GROUPS = b"\x0b" * 10_000
 async def test_a_message_that_cannot_be_read_is_wrong_input(
     client: GrpcClient, name: str, data: bytes
 ) -> None:
-    refused = client.call(name, data)
-    try:
-        await refused
-    except grpc.aio.AioRpcError as error:
-        assert error.code() in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND)
+    code = await client.call(name, data).code()
+    assert code.name in ("INVALID_ARGUMENT", "NOT_FOUND", "OK")  # a field may pass as unknown
     await client.submit()  # the door goes on
 
 

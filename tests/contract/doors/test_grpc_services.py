@@ -17,9 +17,9 @@ from taskqueue.core.clock import ManualClock
 from taskqueue.core.errors import BrokerUnavailable
 from taskqueue.doors.grpc import taskqueue_pb2 as pb
 from taskqueue.doors.grpc.calls import Call
-from taskqueue.doors.grpc.door import GrpcSettings
 from taskqueue.doors.grpc.exchange import House
 from taskqueue.doors.grpc.offers import Offer
+from taskqueue.doors.grpc.settings import GrpcSettings
 from taskqueue.doors.visit import Proxies
 from taskqueue.wire import messages as m
 from tests.support.broker import a_broker

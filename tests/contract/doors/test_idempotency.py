@@ -76,7 +76,8 @@ async def test_a_key_that_cannot_be_one_is_refused_by_name(tmp_path: Path, key: 
 
 async def test_two_keys_for_one_task_are_refused(tmp_path: Path) -> None:
     async with a_rest_client(tmp_path) as client:
-        assert (await submit(client, "a", idempotency_key="b")).status == 400
+        differing = await submit(client, "a", idempotency_key="b")
+        assert (differing.status, differing.code) == (409, "IDEMPOTENCY_CONFLICT")
         head = "POST /api/v1/tasks HTTP/1.1\r\nHost: b\r\nConnection: close\r\n"
         head += "Content-Type: application/json\r\nContent-Length: 36\r\n"
         head += "Idempotency-Key: a\r\nIdempotency-Key: a\r\n\r\n"

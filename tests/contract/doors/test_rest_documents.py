@@ -17,9 +17,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from taskqueue.broker.access import Caller
 from taskqueue.broker.metrics import MOST_TYPES, OTHER, Metrics
 from taskqueue.broker.operations import OPERATIONS
-from taskqueue.core.keys import Permission
 from taskqueue.core.clock import ManualClock
 from taskqueue.core.errors import BrokerUnavailable
+from taskqueue.core.keys import Permission
 from taskqueue.doors import metrics, openapi
 from taskqueue.storage.port import Totals
 from taskqueue.wire import messages as m

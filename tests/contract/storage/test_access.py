@@ -20,7 +20,13 @@ from taskqueue.core.commands import (
     RotateKey,
     Submit,
 )
-from taskqueue.core.errors import IdempotencyConflict, InvalidRequest, InvalidStatus, KeyNotFound
+from taskqueue.core.errors import (
+    IdempotencyConflict,
+    InvalidRequest,
+    InvalidStatus,
+    KeyExists,
+    KeyNotFound,
+)
 from taskqueue.core.ids import new_task_id
 from taskqueue.core.keys import Key, Permission
 from taskqueue.core.repeats import Repeat
@@ -81,7 +87,7 @@ async def test_the_rules_for_keys_hold_inside_one_batch(queue: Queue) -> None:
     first, made, taken, _, revoked, last, unknown, gone, rotated, used = applied.outcomes
     assert isinstance(first, InvalidRequest)
     assert made == ops
-    assert isinstance(taken, InvalidRequest)
+    assert isinstance(taken, KeyExists)
     assert isinstance(revoked, Key)
     assert revoked.revoked_at == queue.clock.wall()
     assert isinstance(last, InvalidStatus)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taskqueue.core import keys
-from taskqueue.core.errors import InvalidRequest, InvalidStatus, KeyNotFound
+from taskqueue.core.errors import InvalidRequest, InvalidStatus, KeyExists, KeyNotFound
 from taskqueue.core.keys import Key, Permission, digest_of, is_mistyped, new_secret
 
 NOW = 1_000_000_000
@@ -68,7 +68,7 @@ def test_the_first_key_must_permit_admin_unless_somebody_else_does() -> None:
 def test_a_name_is_taken_as_long_as_its_key_is_valid() -> None:
     ops, other = a_key(), a_key("other")
     again = a_key()
-    with pytest.raises(InvalidRequest, match="ops"):
+    with pytest.raises(KeyExists, match="ops"):
         keys.create({ops.id: ops, other.id: other}, again, NOW, is_spare=False)
     gone = keys.revoke({ops.id: ops, other.id: other}, ops, NOW, is_spare=False)
     assert keys.create({gone.id: gone, other.id: other}, again, NOW, is_spare=False) is again

@@ -4,12 +4,11 @@ import asyncio
 import errno
 import logging
 import socket
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc.aio
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
-from msgspec import Meta, Struct
 
 from taskqueue.broker.broker import Broker
 from taskqueue.doors.grpc import taskqueue_pb2 as pb
@@ -18,6 +17,7 @@ from taskqueue.doors.grpc.exchange import House
 from taskqueue.doors.grpc.health import HealthCalls
 from taskqueue.doors.grpc.offers import LARGEST_MESSAGE, TASK_QUEUE, WORK, Offer
 from taskqueue.doors.grpc.session import SessionCall
+from taskqueue.doors.grpc.settings import GrpcSettings
 from taskqueue.doors.grpc.streams import UpdateCall
 from taskqueue.doors.visit import Proxies
 
@@ -39,31 +39,6 @@ WORK_SERVICE: Final = pb.DESCRIPTOR.services_by_name["Work"].full_name
 HEALTH_SERVICE: Final = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 Calls = dict[str, "grpc.RpcMethodHandler[bytes, bytes]"]
-
-
-class GrpcSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Limits of the gRPC door."""
-
-    answer_seconds: Annotated[float, Meta(ge=1, le=3600)] = 30
-    """How long an answer may take, beyond a wait that was asked for."""
-
-    max_connections: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
-    """How many clients may be connected at once."""
-
-    max_calls: Annotated[int, Meta(ge=1, le=1_000_000)] = 20_000
-    """How many calls may be under way at once, streams and sessions included."""
-
-    idle_seconds: Annotated[int, Meta(ge=1, le=86_400)] = 1_800
-    """How long a connection may be without a call."""
-
-    connection_age_seconds: Annotated[int, Meta(ge=60, le=30 * 86_400)] = 86_400
-    """How long a connection is kept before its client is asked to open a new one."""
-
-    reflection: bool = True
-    """Whether clients may ask what services and messages there are."""
-
-    trusted_proxies: str = ""
-    """Addresses or networks, separated by commas, whose X-Forwarded-For is believed."""
 
 
 class GrpcDoor:

@@ -4,7 +4,6 @@ import asyncio
 from typing import Any, Final
 
 from google.protobuf.message import Message
-from msgspec import Struct
 
 from taskqueue.broker.access import Caller
 from taskqueue.broker.broker import Broker
@@ -34,8 +33,8 @@ class Offer:
         self.kind = request
         self.response = response
         self.has_wait = "wait_ms" in operation.request.__struct_fields__
-        self._reader = self._reader_of(request, operation.request)
-        self._writer = self._writer_of(response)
+        self._reader: MessageReader[Any] = MessageReader(request, operation.request)
+        self._writer = MessageWriter(response)
 
     def read(self, message: Any) -> Any:
         """The request that a message stands for. Raises InvalidRequest, PayloadTooLarge."""
@@ -47,14 +46,7 @@ class Offer:
 
     def reply(self, _broker: Broker, outcome: Any) -> Message:
         """The message for what it came to."""
-        message: Message = self._writer.write(self.operation.reply(outcome))
-        return message
-
-    def _reader_of(self, kind: type[Message], request: type[Struct]) -> MessageReader[Any]:
-        return MessageReader(kind, request)
-
-    def _writer_of(self, kind: type[Message]) -> MessageWriter[Any]:
-        return MessageWriter(kind)
+        return self._writer.write(self.operation.reply(outcome))
 
 
 Entry = m.SubmitRequest | TaskQueueError
@@ -62,6 +54,13 @@ Entry = m.SubmitRequest | TaskQueueError
 
 class OfferOfBatch(Offer):
     """Several submits: one that cannot be read does not spoil the others."""
+
+    def __init__(
+        self, name: str, operation: Operation, request: type[Message], response: type[Message]
+    ) -> None:
+        super().__init__(name, operation, request, response)
+        self._entry_reader = MessageReader(pb.SubmitTaskRequest, m.SubmitRequest)
+        self._entry_writer = MessageWriter(pb.SubmitTaskResponse)
 
     def read(self, message: pb.SubmitTasksRequest) -> list[Entry]:
         """The submits, or what is wrong with each. Raises InvalidRequest for the whole."""
@@ -78,19 +77,11 @@ class OfferOfBatch(Offer):
         """The message with the outcome of each."""
         return pb.SubmitTasksResponse(results=[self._result(one) for one in outcome])
 
-    def _reader_of(self, kind: type[Message], request: type[Struct]) -> MessageReader[Any]:
-        del kind, request
-        return MessageReader(pb.SubmitTaskRequest, m.SubmitRequest)
-
-    def _writer_of(self, _kind: type[Message]) -> MessageWriter[Any]:
-        return MessageWriter(pb.SubmitTaskResponse)
-
     def _read_entry(self, task: pb.SubmitTaskRequest) -> Entry:
         try:
-            request: m.SubmitRequest = self._reader.read(task)
+            return self._entry_reader.read(task)
         except TaskQueueError as error:
             return error
-        return request
 
     async def _submit(
         self, broker: Broker, entries: list[Entry], caller: Caller
@@ -109,7 +100,7 @@ class OfferOfBatch(Offer):
 
     def _result(self, outcome: m.SubmitReply | m.ErrorReply) -> pb.SubmitTasksResult:
         if isinstance(outcome, m.SubmitReply):
-            return pb.SubmitTasksResult(response=self._writer.write(outcome))
+            return pb.SubmitTasksResult(response=self._entry_writer.write(outcome))
         return pb.SubmitTasksResult(error=pb.Error(code=outcome.code, message=outcome.error))
 
 
