@@ -15,6 +15,8 @@ import apsw
 
 from benchmarks import scenarios
 from benchmarks.brokers import MeasuredBroker, measured_broker
+from benchmarks.crowd import hold
+from benchmarks.grpc import submits_over_grpc
 from benchmarks.scenarios import Figures
 
 Scenario = Callable[[MeasuredBroker], Coroutine[Any, Any, Figures]]
@@ -53,9 +55,11 @@ async def measure(options: argparse.Namespace) -> Figures:
         "five-hundred": lambda broker: scenarios.submits_one_at_a_time(broker, 500, seconds),
         "pipelined": lambda broker: scenarios.submits_pipelined(broker, seconds),
         "rest": lambda broker: scenarios.submits_over_rest(broker, seconds),
+        "grpc": lambda broker: submits_over_grpc(broker, seconds),
         "drain": lambda broker: filled_and_drained(broker, options.drain),
         "live": lambda broker: scenarios.live(broker, seconds),
         "latency": lambda broker: scenarios.latency(broker, 4 * seconds),
+        "hold": lambda broker: hold(broker, 4 * seconds),
         "deep": lambda broker: deep(broker, options.deep, seconds),
     }
     print(f"{DURABILITY}\n{machine_line()}\n")

@@ -40,8 +40,8 @@ class Histogram:
 class Metrics:
     """The numbers of one broker since it started.
 
-    `http_requests` counts answers by operation and status. Each door puts a function into
-    `connections` that says how many clients are connected to it.
+    `http_requests` and `grpc_requests` count answers by operation and status. Each door puts a
+    function into `connections` that says how many clients are connected to it.
     """
 
     def __init__(self) -> None:
@@ -49,6 +49,7 @@ class Metrics:
         self.commit_seconds = Histogram(COMMIT_SECONDS)
         self.attempts: dict[str, Histogram] = {}
         self.http_requests: Counter[tuple[str, int]] = Counter()
+        self.grpc_requests: Counter[tuple[str, str]] = Counter()
         self.connections: dict[str, Callable[[], int]] = {}
 
     def committed(self, batch_size: int, seconds: float) -> None:

@@ -5,9 +5,9 @@ type is capped, so that a flood of types cannot make the page grow without end.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.metrics_core import (
@@ -49,12 +49,8 @@ class OwnNumbers(Collector):
             "Time from the start of a transaction until it was durable",
             metrics.commit_seconds,
         )
-        requests = CounterMetricFamily(
-            "tq_http_requests", "HTTP requests answered", labels=["operation", "status"]
-        )
-        for (operation, status), number in metrics.http_requests.items():
-            requests.add_metric([operation, str(status)], number)
-        yield requests
+        yield _answered("tq_http_requests", "HTTP requests answered", metrics.http_requests)
+        yield _answered("tq_grpc_requests", "gRPC calls answered", metrics.grpc_requests)
         connections = GaugeMetricFamily("tq_connections", "Clients connected now", labels=["door"])
         for door, number_of in metrics.connections.items():
             connections.add_metric([door], number_of())
@@ -140,6 +136,13 @@ def _tasks_total(counts: list[Count]) -> CounterMetricFamily:
         entered[count.key.status, task_type] += count.entered
     for (status, task_type), number in entered.items():
         family.add_metric([status.value, task_type], number)
+    return family
+
+
+def _answered(name: str, text: str, answers: Mapping[tuple[str, Any], int]) -> CounterMetricFamily:
+    family = CounterMetricFamily(name, text, labels=["operation", "status"])
+    for (operation, status), number in answers.items():
+        family.add_metric([operation, str(status)], number)
     return family
 
 

@@ -24,7 +24,7 @@ class Call:
 
     async def answer(self, data: bytes, context: Context) -> bytes:
         """Read the request, carry it out, write its answer."""
-        exchange = Exchange(self._house, context, self._notices)
+        exchange = Exchange(self._house, context, self._operation.name, self._notices)
         work: asyncio.Future[Any] | None = None
         try:
             request = self._admit(data, exchange)
@@ -34,6 +34,7 @@ class Call:
             outcome = await outcome_of(self._house, self._operation, exchange.caller, work, wait)
             answer = self._offer.reply(self._house.broker, outcome).SerializeToString()
             work = None
+            exchange.note_done()
             return answer
         except Exception as error:  # noqa: BLE001  whatever it is, the caller gets a status
             await exchange.refuse(error)

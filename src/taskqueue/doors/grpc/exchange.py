@@ -45,10 +45,10 @@ class House(NamedTuple):
 class Exchange:
     """A call that is under way: who calls, and what has been said to them so far."""
 
-    __slots__ = ("_context", "_is_greeted", "_notices", "visit")
+    __slots__ = ("_context", "_count", "_is_greeted", "_name", "_notices", "visit")
 
     def __init__(
-        self, house: House, context: Context, notices: Sequence[tuple[str, str]] = ()
+        self, house: House, context: Context, name: str, notices: Sequence[tuple[str, str]] = ()
     ) -> None:
         heard = [
             (name.encode(), value if isinstance(value, bytes) else value.encode())
@@ -57,6 +57,8 @@ class Exchange:
         ]
         address = address_of(context.peer())
         self.visit = Visit(house.broker.access, address, heard, house.proxies)
+        self._count = house.broker.metrics.grpc_requests
+        self._name = name
         self._context = context
         self._notices = notices
         self._is_greeted = False
@@ -71,6 +73,10 @@ class Exchange:
         self._is_greeted = True
         await self._context.send_initial_metadata((*self.visit.headers(), *self._notices))
 
+    def note_done(self) -> None:
+        """It was answered, or went on to its end."""
+        self._count[self._name, "OK"] += 1
+
     async def refuse(self, error: Exception) -> NoReturn:
         """End the call with an error. Raises CancelledError where nobody is there to hear of it."""
         if isinstance(error, grpc.aio.BaseError):
@@ -78,6 +84,7 @@ class Exchange:
         if isinstance(error, AuthenticationFailed):
             await asyncio.sleep(self.visit.penalty())
         outside = told(error, self.visit.request_id)
+        self._count[self._name, outside.grpc] += 1
         trailing = (*self.visit.headers(), *metadata_of(outside))
         try:
             if not self._is_greeted:

@@ -60,7 +60,7 @@ class HealthCalls:
 
     async def check(self, data: bytes, context: Context) -> bytes:
         """How a service is now."""
-        exchange = Exchange(self._house, context)
+        exchange = Exchange(self._house, context, "health")
         try:
             service = parse(health_pb2.HealthCheckRequest, data).service
         except Exception as error:  # noqa: BLE001  whatever it is, the caller gets a status
@@ -72,7 +72,7 @@ class HealthCalls:
 
     async def watch(self, data: bytes, context: Context) -> None:
         """How a service is, now and whenever that changes."""
-        exchange = Exchange(self._house, context)
+        exchange = Exchange(self._house, context, "health")
         try:
             service = parse(health_pb2.HealthCheckRequest, data).service
         except Exception as error:  # noqa: BLE001  whatever it is, the caller gets a status

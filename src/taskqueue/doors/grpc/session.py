@@ -33,7 +33,7 @@ class SessionCall:
 
     async def answer(self, _requests: object, context: Context) -> None:
         """Hold a session until the worker ends it and has its answers."""
-        exchange = Exchange(self._house, context)
+        exchange = Exchange(self._house, context, "session")
         session = Session(self._house, exchange, context)
         self._sessions.add(session)
         talk: asyncio.Task[None] | None = None

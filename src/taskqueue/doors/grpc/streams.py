@@ -23,13 +23,14 @@ class UpdateCall:
 
     async def answer(self, data: bytes, context: Context) -> None:
         """Follow a task until it has ended."""
-        exchange = Exchange(self._house, context)
+        exchange = Exchange(self._house, context, "updates")
         following: asyncio.Task[None] | None = None
         try:
             task_id = self._admit(data, exchange)
             following = asyncio.create_task(self._follow(task_id, exchange, context))
             await while_let_in(self._house, self._operation, exchange.caller, following)
             await following
+            exchange.note_done()
         except Exception as error:  # noqa: BLE001  whatever it is, the caller gets a status
             await exchange.refuse(error)
         finally:
