@@ -348,6 +348,7 @@ class ModelStorage(Storage):
                 if latest[0].until > self.now
                 and (task := self.tasks.get(task_id)) is not None
                 and (task.status, task.token) == (Status.IN_PROGRESS, token)
+                and task.task_type in command.task_types
             ]
             if held:
                 return held

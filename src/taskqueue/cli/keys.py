@@ -10,8 +10,10 @@ from cyclopts import Parameter
 from taskqueue.cli.options import ApiKey, Output, Url
 from taskqueue.cli.output import Format, as_row, print_record, print_rows
 from taskqueue.cli.tasks import connected
+from taskqueue.core.clock import SystemClock, moment
 from taskqueue.core.errors import InvalidRequest
 from taskqueue.core.keys import Permission
+from taskqueue.wire.administration import KeyReply
 
 LIST_COLUMNS = ("key_id", "name", "hint", "permissions", "state", "last_used_at")
 AUDIT_COLUMNS = ("number", "at", "name", "address", "operation", "target", "outcome")
@@ -61,10 +63,12 @@ def create(
 def list_all(*, output: Output = None, url: Url = None, api_key: ApiKey = None) -> None:
     """List the API keys, without their secrets."""
     with connected(url, api_key) as client:
-        rows = [as_row(key) for key in client.list_keys()]
-    for row in rows:
-        row["state"] = "revoked" if row["revoked_at"] else "valid"
-        row["task_id"] = row["key_id"]  # what `-o id` prints
+        keys = client.list_keys()
+    rows = [
+        # `task_id` is what `-o id` prints.
+        {**as_row(key), "state": _state(key), "task_id": key.key_id}
+        for key in keys
+    ]
     print_rows(rows, output, LIST_COLUMNS)
 
 
@@ -110,6 +114,13 @@ def audit(
     with connected(url, api_key) as client:
         entries = client.audit_log(limit=limit, before=before)
     print_rows([as_row(entry) for entry in entries], output, AUDIT_COLUMNS)
+
+
+def _state(key: KeyReply) -> str:
+    if key.revoked_at is not None:
+        return "revoked"
+    now = moment(SystemClock().wall())
+    return "expired" if key.expires_at is not None and key.expires_at <= now else "valid"
 
 
 def _print_secret(row: dict[str, Any], output: Format | None) -> None:

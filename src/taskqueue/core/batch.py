@@ -194,7 +194,9 @@ class WorkingSet:
         return [
             task
             for task_id, token in repeats.claimed(kept)
-            if (task := self._tasks.get(task_id)) is not None and lifecycle.holds_lease(task, token)
+            if (task := self._tasks.get(task_id)) is not None
+            and task.task_type in claim.task_types
+            and lifecycle.holds_lease(task, token)
         ]
 
     def keep_claim(self, claim: Claim, claimed: list[Task]) -> None:

@@ -212,6 +212,13 @@ async def test_a_repeated_claim_gets_what_is_still_its_workers(queue: Queue) -> 
     assert await claim_as(queue, "c1") == tasks[1:3]
 
 
+async def test_a_repeat_that_names_other_types_gets_nothing_of_it(queue: Queue) -> None:
+    tasks = [(await queue.submit()).id for _ in range(2)]
+    assert await claim_as(queue, "c1") == tasks
+    other = Claim("w", ("other",), 2, again(queue, "c1"))
+    assert await queue.do(other) == []
+
+
 async def test_a_claim_that_got_nothing_leaves_nothing_behind(queue: Queue) -> None:
     assert await claim_as(queue, "c1") == []
     task = await queue.submit()
