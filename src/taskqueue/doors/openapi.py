@@ -263,10 +263,20 @@ def _schemas(operations: Iterable[Operation]) -> Json:
     for struct in [*structs, *inner]:
         if struct.__name__ in schemas:
             _mark_dates(struct, schemas[struct.__name__])
+    _say_what_structs_cannot(schemas)
+    return schemas
+
+
+def _say_what_structs_cannot(schemas: Json) -> None:
+    """Write out what the types of a struct do not tell, or msgspec has no schema for."""
     for name, (one, other) in _NOT_TOGETHER.items():
-        schemas[name]["not"] = {"properties": {**one, **other}, "required": [*one, *other]}
-    # One that cannot be read has an error of its own, and spoils none of the others.
-    schemas[m.SubmitBatchRequest.__name__]["properties"]["tasks"]["items"] = {
+        if name in schemas:
+            schemas[name]["not"] = {"properties": {**one, **other}, "required": [*one, *other]}
+    batch = schemas.get(m.SubmitBatchRequest.__name__)
+    if batch is None:
+        return
+    # A task that cannot be read has an error of its own, and spoils none of the others.
+    batch["properties"]["tasks"]["items"] = {
         "anyOf": [_ref(m.SubmitRequest), {"description": "Gets an error in its place"}]
     }
     one_of = [_ref(m.SubmitReply), _ref(m.ErrorReply)]
@@ -277,7 +287,6 @@ def _schemas(operations: Iterable[Operation]) -> Json:
         "properties": {"results": {"type": "array", "items": {"anyOf": one_of}}},
         "required": ["results"],
     }
-    return schemas
 
 
 def _write_patterns(schema: Any) -> None:
