@@ -11,14 +11,17 @@ import pytest
 from msgspec.structs import replace
 
 from taskqueue.broker import ledger
+from taskqueue.broker.access import Access, Caller
 from taskqueue.broker.broker import Broker
+from taskqueue.broker.limits import RateLimiter
 from taskqueue.broker.upkeep import Upkeep
 from taskqueue.broker.workers import Workers
-from taskqueue.core import batch, lifecycle
+from taskqueue.core import batch, lifecycle, repeats
 from taskqueue.core.batch import Batch, Tally, WorkingSet
 from taskqueue.core.clock import SECOND, Clock, ManualClock
 from taskqueue.core.commands import Complete, Fail, Purge, Release
 from taskqueue.core.errors import InvalidStatus, OutcomeUnknown, TaskQueueError
+from taskqueue.core.keys import Key
 from taskqueue.core.task import Event, Status, Task
 from taskqueue.storage.sqlite import reader, statements, transaction, writer
 from taskqueue.storage.sqlite.mark import CommitMark
@@ -344,3 +347,63 @@ def deadline_not_enforced(patch: Patch) -> None:
         return
 
     patch.setattr(Upkeep, "_take_back_overdue", take_back)
+
+
+# Who is let in, how often, and what a repeat gets.
+
+
+def permission_not_compared(patch: Patch) -> None:
+    """Any valid key is good for anything."""
+    patch.setattr(Key, "permits", lambda _self, _permission: True)
+
+
+def scope_not_compared(patch: Patch) -> None:
+    """A key for some task types reaches all of them."""
+    patch.setattr(Caller, "require_type", lambda _self, _task_type: None)
+
+
+def key_outlives_its_end(patch: Patch) -> None:
+    """A revoked key is let in as before."""
+    patch.setattr(Key, "is_live", lambda _self, _wall: True)
+
+
+def revoked_waits_go_on(patch: Patch) -> None:
+    """What was begun under a key goes on when it is revoked."""
+    patch.setattr(Access, "_cut_off", lambda _self, _key_id: None)
+
+
+def old_secret_for_ever(patch: Patch) -> None:
+    """The secret before a rotation stays valid beside the new one."""
+    patch.setattr(
+        Key, "digests", lambda self, _wall: [one for one in (self.digest, self.old_digest) if one]
+    )
+
+
+def requests_not_counted(patch: Patch) -> None:
+    """Every request is let in."""
+    real = RateLimiter.take
+
+    def take(self: Any, caller: str, rate: int, burst: int, cost: int = 1) -> Any:
+        return real(self, caller, rate, burst, 0 * cost)
+
+    patch.setattr(RateLimiter, "take", take)
+
+
+def key_used_for_another_task(patch: Patch) -> None:
+    """Other content under a known idempotency key is answered as if it had been taken."""
+    patch.setattr(repeats, "require_same", lambda *_words: None)
+
+
+def repeated_claim_claims_more(patch: Patch) -> None:
+    """A claim that is repeated gets other tasks."""
+    patch.setattr(batch.WorkingSet, "still_held", lambda _self, _claim: [])
+
+
+def refusals_not_audited(patch: Patch) -> None:
+    """What was refused is entered as if it had been done."""
+    real = batch.audit_entry
+
+    def entry(command: Any, outcome: Any, wall: int) -> Any:
+        return replace(real(command, outcome, wall), outcome="ok")
+
+    patch.setattr(transaction, "audit_entry", entry)

@@ -9,8 +9,10 @@ import apsw
 import pytest
 
 from taskqueue.core.errors import LeaseLost, StorageRefused, TaskNotFound
+from taskqueue.core.keys import Permission
 from taskqueue.core.task import Status
-from tests.contract.storage import test_books, test_claims, test_lifecycle
+from tests.contract.doors import test_keys, test_rate_limit
+from tests.contract.storage import test_access, test_books, test_claims, test_lifecycle
 from tests.planted import bugs
 from tests.planted.bugs import Bug
 from tests.support.storage import a_queue
@@ -27,6 +29,16 @@ def on_a_queue(test: Test, **arguments: Any) -> Check:
     async def check(folder: Path) -> None:
         async with a_queue("sqlite", folder) as queue:
             await test(queue, **arguments)
+
+    return check
+
+
+def in_a_house(test: Test, **arguments: Any) -> Check:
+    """A test about keys, on a broker with both doors that has one."""
+
+    async def check(folder: Path) -> None:
+        async with test_keys.a_house(folder, test_keys.CLOSED) as house:
+            await test(house, **arguments)
 
     return check
 
@@ -129,6 +141,30 @@ PLANTED: Final[dict[Bug, Check]] = {
     ),
     bugs.beat_revives: test_upkeep.test_a_beat_tells_what_was_lost_and_never_revives_it,
     bugs.deadline_not_enforced: test_upkeep.test_an_attempt_past_its_deadline_is_ended,
+    bugs.permission_not_compared: in_a_house(
+        test_keys.test_every_operation_asks_for_its_permission_on_every_door,
+        permission=Permission.READ_TASKS,
+    ),
+    bugs.scope_not_compared: in_a_house(test_keys.test_a_key_for_some_task_types_reaches_no_others),
+    bugs.key_outlives_its_end: in_a_house(
+        test_keys.test_a_wrong_key_is_refused_in_one_way_however_wrong_it_is
+    ),
+    bugs.revoked_waits_go_on: in_a_house(test_keys.test_a_revoked_key_ends_what_goes_on_under_it),
+    bugs.old_secret_for_ever: in_a_house(
+        test_keys.test_after_a_rotation_both_secrets_are_good_for_a_while
+    ),
+    bugs.requests_not_counted: (
+        test_rate_limit.test_as_many_requests_as_the_limit_may_come_at_once_then_they_wait
+    ),
+    bugs.key_used_for_another_task: on_a_queue(
+        test_access.test_a_key_stands_for_one_content, change={"priority": 1}
+    ),
+    bugs.repeated_claim_claims_more: on_a_queue(
+        test_access.test_a_repeated_claim_gets_the_same_tasks
+    ),
+    bugs.refusals_not_audited: on_a_queue(
+        test_access.test_what_is_audited_is_entered_with_what_came_of_it
+    ),
 }
 
 FOUND_AT_RANDOM: Final[tuple[Bug, ...]] = (
@@ -149,6 +185,7 @@ ERRORS: Final[dict[Bug, type[Exception]]] = {
     bugs.completion_not_repeatable: LeaseLost,
     bugs.submit_repeated_makes_two: apsw.ConstraintError,
     bugs.batch_poisoned_by_one_bad_command: TaskNotFound,
+    bugs.revoked_waits_go_on: TimeoutError,
     bugs.commits_not_synced: StorageRefused,  # the commit number notices even that
 }
 """Where a bug shows as an error that should not have come, and not by an assertion."""
