@@ -3,6 +3,7 @@
 Every entry must be claimed by a test with `@proves`; `test_catalogue` sees to it.
 """
 
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
@@ -10,6 +11,7 @@ Test = TypeVar("Test", bound=Callable[..., Any])
 
 DEMANDS: Final = {
     "base.url": "everything is reached at http://HOST:8080",
+    "base.ports": "REST is at port 8080, gRPC at 9090, the clients' protocol at 6379",
     "auth.optional": "a Bearer token may be sent everywhere, and need not while no key exists",
     "auth.required": "where keys are required every example works with one and is 401 without",
     "content.type": "all endpoints take and give application/json",
@@ -26,6 +28,7 @@ DEMANDS: Final = {
     "submit.503": "503 when the queue depth is exceeded or the broker unavailable",
     "submit.example": "the curl line of submit works as printed",
     "get.response": "GET /api/v1/tasks/{task_id} answers 200 with the eleven documented fields",
+    "get.answer": "a task in progress is answered as the printed example is",
     "get.404": "404 for a task that does not exist",
     "get.401": "401 for an invalid API key",
     "get.example": "the curl line of get works as printed",
@@ -34,11 +37,13 @@ DEMANDS: Final = {
     "status.completed": "a task that succeeded is completed, with its result",
     "status.failed": "a task whose execution failed is failed, and eligible for retry",
     "status.dead_letter": "a task out of retries is dead_letter, with its error",
+    "status.cancelled": "a task that was cancelled is cancelled (an addition to the five)",
     "list.status": "status filters by each of the five statuses",
     "list.task_type": "task_type filters by type",
     "list.limit": "limit is 100 by default and at most 1000",
     "list.offset": "offset is 0 by default and skips tasks",
     "list.response": "200 with tasks of six fields, total, limit, offset",
+    "list.answer": "a page is answered as the printed example is",
     "list.example": "the curl line of list works as printed",
     "cancel.204": "DELETE /api/v1/tasks/{task_id} answers 204 without content",
     "cancel.404": "404 for a task that does not exist",
@@ -56,15 +61,27 @@ DEMANDS: Final = {
     "metrics.pending": "tq_tasks_pending is a gauge",
     "metrics.duration": "tq_task_processing_duration_seconds is a histogram by task_type",
     "grpc.service": "taskqueue.TaskQueue has the six documented calls",
-    "grpc.wire": "the documented messages have their field numbers and types on the wire",
+    "grpc.auth": "a Bearer token is taken as metadata, and needed where keys are required",
+    "grpc.wire": "stubs made from the documented messages get along with the server",
+    "grpc.numbers": "the documented fields have their numbers and types",
     "grpc.submit": "SubmitTask answers task_id, status, created_at",
+    "grpc.payload": "a payload of 10 MB is taken over gRPC too, and none larger",
+    "grpc.schedule_at": "schedule_at is a Timestamp that delays the execution",
     "grpc.presence": "fields that are not set have the documented defaults, an explicit 0 is 0",
+    "grpc.invalid": "values out of range are INVALID_ARGUMENT",
     "grpc.status": "GetTaskStatus answers result, error, retry_count and worker_id",
     "grpc.cancel": "CancelTask cancels, and refuses as over REST",
     "grpc.list": "ListTasks lists as over REST",
     "grpc.stream": "StreamTaskUpdates sends the present state, each change, ends with the task",
     "grpc.stats": "GetStats answers as over REST",
-    "grpc.errors": "refusals carry the codes of the reference",
+    "grpc.permission": "a key without the permission is PERMISSION_DENIED",
+    "grpc.error.TASK_NOT_FOUND": "the code over gRPC, with NOT_FOUND",
+    "grpc.error.INVALID_STATUS": "the code over gRPC, with FAILED_PRECONDITION",
+    "grpc.error.QUEUE_DEPTH_EXCEEDED": "the code over gRPC, with RESOURCE_EXHAUSTED",
+    "grpc.error.RATE_LIMIT_EXCEEDED": "the code over gRPC, with RESOURCE_EXHAUSTED",
+    "grpc.error.AUTHENTICATION_FAILED": "the code over gRPC, with UNAUTHENTICATED",
+    "grpc.error.BROKER_UNAVAILABLE": "the code over gRPC, with UNAVAILABLE",
+    "grpc.error.INTERNAL_ERROR": "the code over gRPC, with INTERNAL",
     "grpc.example.submit": "the grpcurl line of submit works as printed",
     "grpc.example.stream": "the grpcurl line of the stream works as printed",
     "client.sync": "the sync client's example works, in Python",
@@ -78,6 +95,7 @@ DEMANDS: Final = {
     "error.BROKER_UNAVAILABLE": "the code for a broker that cannot answer",
     "error.INTERNAL_ERROR": "the code for an unexpected error",
     "limit.rate": "100 requests per second per API key",
+    "limit.grpc": "the limit and its headers hold over gRPC too",
     "limit.headers": "X-RateLimit-Limit, -Remaining and -Reset are sent and true",
     "limit.retry_after": "429 comes with a Retry-After that is true",
     "version.path": "the API's version is v1, in every path",
@@ -85,16 +103,20 @@ DEMANDS: Final = {
 }
 """Each demand by its name, in words of our own."""
 
-proven: set[str] = set()
+claims: defaultdict[str, set[str]] = defaultdict(set)
+"""The tests that prove each demand."""
 
 
 def proves(*names: str) -> Callable[[Test], Test]:
-    """The test below proves these demands."""
+    """The test below proves these demands; their sentences become its docstring."""
     unknown = set(names) - DEMANDS.keys()
     assert not unknown, unknown
-    proven.update(names)
 
-    def unchanged(test: Test) -> Test:
+    def claimed(test: Test) -> Test:
+        for name in names:
+            claims[name].add(f"{test.__module__}.{test.__name__}")
+        sentences = [f"{name}: {DEMANDS[name]}" for name in names]
+        test.__doc__ = "\n".join([*sentences, test.__doc__ or ""]).strip()
         return test
 
-    return unchanged
+    return claimed

@@ -6,11 +6,13 @@ returns the messages as JSON has them.
 
 import json
 import shlex
+from collections.abc import Iterator
 from typing import Any
 
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, json_format, message_factory
 from google.protobuf.descriptor import MethodDescriptor
+from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 from grpc_reflection.v1alpha import reflection_pb2
 
 REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
@@ -24,29 +26,43 @@ class Refused(Exception):
         call: Any = error
         super().__init__(f"{call.code().name}: {call.details()}")
         self.status: str = call.code().name
-        self.metadata = dict(call.trailing_metadata() or ())
+        self.details: str = call.details()
+        self.metadata = dict(call.initial_metadata() or ()) | dict(call.trailing_metadata() or ())
+
+    @property
+    def code(self) -> str:
+        """The reference's code of the error: the reason in its ErrorInfo."""
+        info = error_details_pb2.ErrorInfo()
+        packed = status_pb2.Status.FromString(self.metadata["grpc-status-details-bin"])
+        assert any(detail.Unpack(info) for detail in packed.details), packed
+        return str(info.reason)
 
 
 def grpcurl(words: str) -> list[dict[str, Any]]:
     """The messages that a call answers. Raises Refused."""
+    return list(follow(words))
+
+
+def follow(words: str) -> Iterator[dict[str, Any]]:
+    """The messages that a call answers, each as it comes. Raises Refused."""
     address, method, data, metadata = _parse(shlex.split(words))
-    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+    options = [("grpc.enable_http_proxy", 0), ("grpc.max_receive_message_length", -1)]
+    with grpc.insecure_channel(address, options=options) as channel:
         found = find_method(channel, method, metadata)
         request: Any = message_factory.GetMessageClass(found.input_type)()
         json_format.Parse(data, request)
         response = message_factory.GetMessageClass(found.output_type)
-        kind: Any = channel.unary_stream if found.server_streaming else channel.unary_unary
-        call = kind(
+        # A call with one answer is, on the wire, a stream of one.
+        call: Any = channel.unary_stream(
             f"/{found.containing_service.full_name}/{found.name}",
             type(request).SerializeToString,
             response.FromString,
         )
         try:
-            answer = call(request, metadata=metadata, timeout=SECONDS)
-            messages = list(answer) if found.server_streaming else [answer]
+            for answer in call(request, metadata=metadata, timeout=SECONDS):
+                yield as_json(answer)
         except grpc.RpcError as error:
             raise Refused(error) from error
-        return [as_json(message) for message in messages]
 
 
 def as_json(message: Any) -> dict[str, Any]:

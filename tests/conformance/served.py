@@ -2,17 +2,27 @@
 
 import json
 import os
+import re
 import shlex
+import socket
 import subprocess
 import urllib.error
 import urllib.request
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 import redis
 
-from tests.support.broker import BrokerProcess
+from tests.support.broker import BrokerProcess, a_broker_process
 
 KEY = "a-key-for-automation-of-32-characters-or-more"
+TASKS = "/api/v1/tasks"
+EXAMPLE_ID = "550e8400-e29b-41d4-a716-446655440000"
+TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z")
 
 
 class Reply(NamedTuple):
@@ -26,6 +36,16 @@ class Reply(NamedTuple):
     def json(self) -> Any:
         """The body as JSON."""
         return json.loads(self.body)
+
+    def is_error(self, status: int, code: str) -> bool:
+        """Whether it is this error, in the documented form."""
+        assert (self.status, self.json["code"]) == (status, code), self
+        assert self.headers["content-type"] == "application/json"
+        assert set(self.json) == {"error", "code", "timestamp"}
+        assert isinstance(self.json["error"], str)
+        assert self.json["error"]
+        assert TIME.fullmatch(self.json["timestamp"])
+        return True
 
 
 class Served:
@@ -91,6 +111,24 @@ class Served:
         task_id: str = reply.json["task_id"]
         return task_id
 
+    def limited_key(self, *permissions: str) -> str:
+        """A key that may do no more than this."""
+        body = {"name": f"limited-{uuid.uuid4()}", "permissions": permissions}
+        key: str = self.ask("POST", "/api/v1/keys", body).json["key"]
+        return key
+
+    def flood(self, path: str, times: int, key: str | None = None) -> list[int]:
+        """The statuses of many GET requests sent at once, over one connection."""
+        shown = key or self.key
+        head = f"GET {path} HTTP/1.1\r\nHost: broker\r\n"
+        head += f"Authorization: Bearer {shown}\r\n" if shown else ""
+        sent = f"{head}\r\n" * (times - 1) + f"{head}Connection: close\r\n\r\n"
+        host, _, port = self.broker.http.rpartition(":")
+        with socket.create_connection((host, int(port)), 20) as connection:
+            connection.sendall(sent.encode())
+            answers = b"".join(iter(lambda: connection.recv(65_536), b""))
+        return [int(status) for status in re.findall(rb"HTTP/1.1 (\d{3}) ", answers)]
+
     def task(self, task_id: str) -> Any:
         """How a task stands."""
         return self.ask("GET", f"/api/v1/tasks/{task_id}").json
@@ -115,6 +153,10 @@ class Worker:
         [[task_id, token, *_]] = claimed
         return task_id.decode(), token
 
+    def call(self, *words: object) -> Any:
+        """The answer to any command."""
+        return self._connection.execute_command(*words)
+
     def complete(self, claim: tuple[str, int], result: bytes = b"") -> None:
         """It succeeded."""
         self._connection.execute_command("TQ.COMPLETE", *claim, "RESULT", result)
@@ -126,6 +168,16 @@ class Worker:
     def close(self) -> None:
         """Go."""
         self._connection.close()
+
+
+@contextmanager
+def a_closed_server(folder: Path, *flags: str) -> Iterator[Served]:
+    """A server whose environment names a key, so that it demands one."""
+    with ExitStack() as running:
+        with pytest.MonkeyPatch.context() as environment:
+            environment.setenv("TQ_BOOTSTRAP_KEY", KEY)
+            broker = running.enter_context(a_broker_process(folder, *flags))
+        yield Served(broker, KEY)
 
 
 def _lower(headers: Any) -> dict[str, str]:

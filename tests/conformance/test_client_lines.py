@@ -16,21 +16,27 @@ def finish_one(worker: Worker, task_type: str) -> threading.Thread:
 
 @proves("client.sync")
 def test_the_sync_client(server: Served, worker: Worker) -> None:
-    payload = b"to ada"
-    with SyncClient(server.broker.native, api_key=server.key) as client:
-        task = Task("sync_email", payload).with_priority(150).with_timeout(600)
+    client = SyncClient(server.broker.native, api_key=server.key)
+    try:
+        task = Task("sync_email", b"to ada").with_priority(150).with_timeout(600)
         task_id = client.submit_task(task)
         status = client.get_status(task_id)
         assert (status.status, status.priority, status.timeout_seconds) == ("pending", 150, 600)
         working = finish_one(worker, "sync_email")
-        assert client.wait_for_result(task_id, timeout=60) == b"sent"
+        assert client.wait_for_result(task_id, 60) == b"sent"
         working.join()
+        assert client.get_status(task_id).status == "completed"
+    finally:
+        client.close()
 
 
 @proves("client.async")
 async def test_the_async_client(server: Served, worker: Worker) -> None:
-    async with AsyncClient(server.broker.native, api_key=server.key) as client:
+    client = AsyncClient(server.broker.native, api_key=server.key)
+    try:
         task_id = await client.submit_task(Task("async_email", b"to grace"))
         working = finish_one(worker, "async_email")
-        assert await client.wait_for_result(task_id, timeout=60) == b"sent"
+        assert await client.wait_for_result(task_id, 60) == b"sent"
         working.join()
+    finally:
+        await client.close()

@@ -1,137 +1,127 @@
 """The reference's REST API, line by line, against started servers with and without keys."""
 
 import base64
-import json
-import re
-import threading
-import time
+import subprocess
+import sys
 import uuid
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.conformance.catalogue import proves
-from tests.conformance.served import KEY, Reply, Served, Worker
-from tests.support.broker import a_broker_process
+from tests.conformance.served import EXAMPLE_ID, TASKS, TIME, Served, Worker
 
-TASKS = "/api/v1/tasks"
-EXAMPLE_ID = "550e8400-e29b-41d4-a716-446655440000"
-TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z")
-
-SUBMIT = """curl -X POST http://localhost:8080/api/v1/tasks \\
-  -H "Content-Type: application/json" \\
-  -H "Authorization: Bearer my_api_key" \\
-  -d '{
-    "task_type": "send_email",
-    "payload": "eyJlbWFpbCI6ICJ1c2VyQGV4YW1wbGUuY29tIn0=",
-    "priority": 200,
-    "timeout_seconds": 600,
-    "max_retries": 5
-  }'"""
+ENDPOINTS = [
+    ("POST", TASKS, 201),
+    ("GET", f"{TASKS}/{EXAMPLE_ID}", 404),
+    ("GET", TASKS, 200),
+    ("DELETE", f"{TASKS}/{EXAMPLE_ID}", 404),
+    ("GET", "/api/v1/stats", 200),
+    ("GET", "/api/v1/health", 200),
+    ("GET", "/metrics", 200),
+]
+OPEN_TO_ALL = ("/api/v1/health", "/metrics")
 
 
-def is_error(reply: Reply, status: int, code: str) -> bool:
-    """Whether an answer is this error, in the documented form."""
-    assert reply.headers["content-type"] == "application/json"
-    assert set(reply.json) == {"error", "code", "timestamp"}
-    assert reply.json["error"]
-    assert TIME.fullmatch(reply.json["timestamp"])
-    assert (reply.status, reply.json["code"]) == (status, code), reply
-    return True
+def body_for(method: str) -> object:
+    """What an endpoint is to be sent."""
+    return {"task_type": "t", "payload": ""} if method == "POST" else None
 
 
-@proves("submit.example", "auth.optional", "auth.required", "base.url", "get.response")
-def test_the_submit_line(server: Served) -> None:
-    status, body = server.curl(SUBMIT)
-    answer = json.loads(body)
-    assert (status, answer["status"]) == (201, "pending")
-    task = server.task(answer["task_id"])
-    shown = task["priority"], task["timeout_seconds"], task["max_retries"], task["task_type"]
-    assert shown == (200, 600, 5, "send_email")
-    documented = (
-        "task_id status created_at updated_at task_type priority worker_id result error "
-        "retry_count timeout_seconds"
-    )
-    assert set(documented.split()) <= set(task)
+@proves("base.ports")
+def test_the_ports_are_the_documented_ones(tmp_path: Path) -> None:
+    shown = subprocess.run(
+        [sys.executable, "-m", "taskqueue.cli.main", "config", "show"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=20,
+        cwd=tmp_path,  # where there is no tq.toml
+    ).stdout
+    settings = dict(line.split("\t", 1) for line in shown.splitlines())
+    ports = [settings[f"{door}.listen"].rpartition(":")[2] for door in ("http", "grpc", "native")]
+    assert ports == ["8080", "9090", "6379"]
 
 
-@proves("get.example", "get.404", "error.TASK_NOT_FOUND", "error.format", "list.example")
-@proves("cancel.example", "cancel.404", "stats.example")
-@pytest.mark.parametrize(
-    ("line", "expected"),
-    [
-        (f"curl http://localhost:8080/api/v1/tasks/{EXAMPLE_ID}", 404),
-        ("curl 'http://localhost:8080/api/v1/tasks?status=completed&limit=50'", 200),
-        (f"curl -X DELETE http://localhost:8080/api/v1/tasks/{EXAMPLE_ID}", 404),
-        ("curl http://localhost:8080/api/v1/stats", 200),
-    ],
-)
-def test_the_other_curl_lines(server: Served, line: str, expected: int) -> None:
-    status, body = server.curl(line)
-    assert status == expected
-    if status == 404:
-        assert json.loads(body)["code"] == "TASK_NOT_FOUND"
-        assert json.loads(body)["error"] == "Task not found"
-
-
-@proves("get.example", "cancel.example", "cancel.204")
-def test_the_lines_about_one_task_with_its_real_id(server: Served) -> None:
-    task_id = server.submit()
-    status, body = server.curl(f"curl http://localhost:8080/api/v1/tasks/{task_id}")
-    assert (status, json.loads(body)["task_id"]) == (200, task_id)
-    assert server.curl(f"curl -X DELETE http://localhost:8080/api/v1/tasks/{task_id}") == (204, "")
-    assert server.task(task_id)["status"] == "cancelled"
+@proves("auth.optional")
+@pytest.mark.parametrize(("method", "path", "status"), ENDPOINTS)
+@pytest.mark.parametrize("key", [None, "my_api_key"])
+def test_a_key_may_be_sent_and_need_not(
+    open_server: Served, method: str, path: str, status: int, key: str | None
+) -> None:
+    assert open_server.ask(method, path, body_for(method), key=key).status == status
 
 
 @proves("auth.required", "get.401", "error.AUTHENTICATION_FAILED")
-@pytest.mark.parametrize("path", [TASKS, f"{TASKS}/{EXAMPLE_ID}", "/api/v1/stats"])
-def test_an_invalid_key_is_401(closed_server: Served, path: str) -> None:
-    stranger = Served(closed_server.broker)
-    assert is_error(stranger.ask("GET", path), 401, "AUTHENTICATION_FAILED")
-    assert is_error(stranger.ask("GET", path, key="wrong"), 401, "AUTHENTICATION_FAILED")
+@pytest.mark.parametrize(("method", "path", "status"), ENDPOINTS)
+def test_where_a_key_is_required_it_opens_every_endpoint_and_none_is_open_without(
+    closed_server: Served, method: str, path: str, status: int
+) -> None:
+    assert closed_server.ask(method, path, body_for(method)).status == status
+    refused = Served(closed_server.broker).ask(method, path, body_for(method))
+    if path in OPEN_TO_ALL:
+        assert refused.status == 200
+    else:
+        assert refused.is_error(401, "AUTHENTICATION_FAILED")
+
+
+@proves("get.401", "error.AUTHENTICATION_FAILED")
+def test_an_invalid_key_is_401(closed_server: Served) -> None:
+    reply = closed_server.ask("GET", f"{TASKS}/{EXAMPLE_ID}", key="tq_invalid")
+    assert reply.is_error(401, "AUTHENTICATION_FAILED")
 
 
 @proves("cancel.403")
 def test_a_key_without_the_permission_is_403(closed_server: Served) -> None:
-    body = {"name": f"reader-{uuid.uuid4()}", "permissions": ["read_tasks"]}
-    key = closed_server.ask("POST", "/api/v1/keys", body).json["key"]
+    key = closed_server.limited_key("read_tasks")
     task_id = closed_server.submit()
     reply = closed_server.ask("DELETE", f"{TASKS}/{task_id}", key=key)
-    assert is_error(reply, 403, "PERMISSION_DENIED")
-    assert closed_server.task(task_id)["status"] == "pending"
+    assert reply.is_error(403, "PERMISSION_DENIED")
+    assert closed_server.ask("GET", f"{TASKS}/{task_id}", key=key).json["status"] == "pending"
 
 
-@proves("content.type")
+@proves("content.type", "error.format")
 def test_everything_is_json(server: Served) -> None:
     task_id = server.submit()
-    for path in (TASKS, f"{TASKS}/{task_id}", "/api/v1/stats", "/api/v1/health", "/nowhere"):
-        assert server.ask("GET", path).headers["content-type"] == "application/json"
-    refused = server.ask("POST", TASKS, b"task_type=t", Content_Type="text/plain")
-    assert refused.status == 415
+    for path in (TASKS, f"{TASKS}/{task_id}", "/api/v1/stats", "/api/v1/health"):
+        reply = server.ask("GET", path)
+        assert (reply.status, reply.headers["content-type"]) == (200, "application/json")
+    assert server.ask("GET", "/nowhere").is_error(404, "NOT_FOUND")
+    text = server.ask("POST", TASKS, b"task_type=t", Content_Type="text/plain")
+    assert text.is_error(415, "UNSUPPORTED_MEDIA_TYPE")
+
+
+PRINTED_BODY = {
+    "task_type": "send_email",
+    "payload": "base64-encoded-binary-data",
+    "priority": 150,
+    "schedule_at": "2024-01-01T12:00:00Z",
+    "timeout_seconds": 300,
+    "max_retries": 3,
+}
 
 
 @proves("submit.request", "submit.response")
 def test_a_submit_with_all_documented_fields(server: Served) -> None:
-    reply = server.ask(
-        "POST",
-        TASKS,
-        {
-            "task_type": "send_email",
-            "payload": "ZGF0YQ==",
-            "priority": 150,
-            "schedule_at": "2024-01-01T12:00:00Z",
-            "timeout_seconds": 300,
-            "max_retries": 3,
-        },
-    )
+    reply = server.ask("POST", TASKS, PRINTED_BODY | {"payload": "ZGF0YQ=="})
     assert reply.status == 201
     assert set(reply.json) == {"task_id", "status", "created_at"}
     assert reply.json["status"] == "pending"
     assert str(uuid.UUID(reply.json["task_id"])) == reply.json["task_id"]
     assert TIME.fullmatch(reply.json["created_at"])
+    task = server.task(reply.json["task_id"])
+    kept = PRINTED_BODY.keys() - {"payload", "schedule_at"}  # a time in the past means now
+    assert {name: task[name] for name in kept} == {name: PRINTED_BODY[name] for name in kept}
+
+
+@proves("submit.payload", "submit.400")
+def test_the_stand_in_for_a_payload_in_the_printed_body_is_no_base64(server: Served) -> None:
+    # The text says base64 and the printed body has words in its place: here the text holds.
+    reply = server.ask("POST", TASKS, PRINTED_BODY)
+    assert reply.is_error(400, "INVALID_REQUEST")
+    assert "payload" in reply.json["error"]
 
 
 @proves("submit.priority", "submit.timeout_seconds", "submit.max_retries")
@@ -159,6 +149,14 @@ def test_the_defaults_of_a_submit(server: Served) -> None:
         ({"payload": ""}, 201),
         ({"nonsense": 1}, 400),
         ({"schedule_at": "tomorrow"}, 400),
+        ({"priority": "150"}, 400),
+        ({"priority": 1.5}, 400),
+        ({"priority": True}, 400),
+        ({"max_retries": "3"}, 400),
+        ({"timeout_seconds": -1}, 400),
+        ({"task_type": 7}, 400),
+        ({"payload": 7}, 400),
+        ({"payload": "eA"}, 400),
     ],
 )
 def test_the_limits_of_a_submit(server: Served, fields: dict[str, object], status: int) -> None:
@@ -166,10 +164,43 @@ def test_the_limits_of_a_submit(server: Served, fields: dict[str, object], statu
     sent = {name: value for name, value in body.items() if value is not None}
     reply = server.ask("POST", TASKS, sent)
     if status == 400:
-        assert is_error(reply, 400, "INVALID_REQUEST")
+        assert reply.is_error(400, "INVALID_REQUEST")
         assert any(name in reply.json["error"] for name in fields)
     else:
         assert reply.status == status
+
+
+@proves("submit.400", "error.format")
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b'"task"', b"\xff"])
+def test_a_body_that_is_no_task_is_400(server: Served, body: bytes) -> None:
+    assert server.ask("POST", TASKS, body).is_error(400, "INVALID_REQUEST")
+
+
+@proves("submit.priority")
+def test_a_task_of_higher_priority_is_executed_first(server: Served, worker: Worker) -> None:
+    task_type = f"ranked-{uuid.uuid4()}"
+    made = {rank: server.submit(task_type=task_type, priority=rank) for rank in (0, 255, 100)}
+    claimed = [worker.claim(task_type)[0] for _ in made]
+    assert claimed == [made[255], made[100], made[0]]
+
+
+@proves("submit.timeout_seconds", "status.failed")
+def test_an_attempt_that_takes_too_long_has_failed(server: Served, worker: Worker) -> None:
+    task_id = server.submit(task_type="slow", timeout_seconds=1, max_retries=0)
+    worker.claim("slow")
+    task = server.ask("GET", f"{TASKS}/{task_id}?wait=15").json
+    assert task["status"] == "dead_letter"
+    assert task["error"]
+
+
+@proves("submit.max_retries", "status.dead_letter")
+def test_three_retries_follow_the_first_attempt(server: Served, worker: Worker) -> None:
+    task_id = server.submit(task_type="stubborn")
+    statuses = []
+    for _ in range(4):
+        worker.fail(worker.claim("stubborn"), "no", "DELAY", 0)
+        statuses.append(server.task(task_id)["status"])
+    assert statuses == ["failed", "failed", "failed", "dead_letter"]
 
 
 @proves("submit.payload")
@@ -178,32 +209,53 @@ def test_a_payload_has_ten_megabytes_and_not_a_byte_more(open_server: Served) ->
         payload = base64.b64encode(b"x" * size).decode()
         reply = open_server.ask("POST", TASKS, {"task_type": "large", "payload": payload})
         assert reply.status == status
-    assert reply.json["code"] == "PAYLOAD_TOO_LARGE"
+    assert reply.is_error(413, "PAYLOAD_TOO_LARGE")
+
+
+@proves("submit.payload")
+@pytest.mark.parametrize("payload", [b"", b"\x00\xff\xfe", bytes(range(256))])
+def test_a_payload_reaches_the_worker_as_it_was(
+    server: Served, worker: Worker, payload: bytes
+) -> None:
+    task_type = f"bytes-{uuid.uuid4()}"
+    server.submit(task_type=task_type, payload=base64.b64encode(payload).decode())
+    [[_, _, _, received, *_]] = worker.call("TQ.CLAIM", "w", "BLOCK", 5000, "TYPES", task_type)
+    assert received == payload
 
 
 @proves("submit.schedule_at")
 def test_a_scheduled_task_waits_for_its_time(server: Served, worker: Worker) -> None:
     moment = datetime.now(UTC) + timedelta(seconds=1)
     later = server.submit(task_type="at", schedule_at=moment.isoformat())
-    past = server.submit(task_type="at", schedule_at="2024-01-01T12:00:00")
+    past = server.submit(task_type="at", schedule_at="2024-01-01T12:00:00Z")
     assert worker.claim("at")[0] == past
     assert worker.claim("at")[0] == later
     assert datetime.now(UTC) >= moment
 
 
+@proves("submit.schedule_at")
+def test_a_time_without_an_offset_is_utc_and_one_with_it_is_meant_so(server: Served) -> None:
+    moment = (datetime.now(UTC) + timedelta(days=1)).replace(microsecond=0)
+    in_delhi = moment.astimezone(timezone(timedelta(hours=5, minutes=30)))
+    for written in (moment.replace(tzinfo=None), moment, in_delhi):
+        task = server.task(server.submit(task_type="tomorrow", schedule_at=written.isoformat()))
+        assert datetime.fromisoformat(task["schedule_at"]) == moment
+        assert task["status"] == "pending"
+
+
 @proves("status.pending", "status.in_progress", "status.completed", "cancel.409")
-@proves("error.INVALID_STATUS")
+@proves("error.INVALID_STATUS", "error.format")
 def test_the_life_of_a_task_that_succeeds(server: Served, worker: Worker) -> None:
     task_id = server.submit(task_type="good")
     assert server.task(task_id)["status"] == "pending"
     claim = worker.claim("good")
     task = server.task(task_id)
     assert (task["status"], task["worker_id"]) == ("in_progress", "worker-1-12345")
-    assert is_error(server.ask("DELETE", f"{TASKS}/{task_id}"), 409, "INVALID_STATUS")
+    assert server.ask("DELETE", f"{TASKS}/{task_id}").is_error(409, "INVALID_STATUS")
     worker.complete(claim, b"done")
     task = server.task(task_id)
     assert (task["status"], task["result"], task["error"]) == ("completed", "ZG9uZQ==", None)
-    assert is_error(server.ask("DELETE", f"{TASKS}/{task_id}"), 409, "INVALID_STATUS")
+    assert server.ask("DELETE", f"{TASKS}/{task_id}").is_error(409, "INVALID_STATUS")
 
 
 @proves("status.failed", "status.dead_letter")
@@ -217,7 +269,21 @@ def test_the_life_of_a_task_that_fails(server: Served, worker: Worker) -> None:
     assert (task["status"], task["error"]) == ("dead_letter", "out of ink")
 
 
-@proves("list.status", "list.task_type", "list.response")
+@proves("cancel.204", "cancel.404", "cancel.409", "status.cancelled", "error.TASK_NOT_FOUND")
+def test_a_task_is_cancelled_once_while_it_waits(server: Served, worker: Worker) -> None:
+    waiting, failed = server.submit(task_type="c"), server.submit(task_type="d")
+    worker.fail(worker.claim("d"), "no", "DELAY", 3600)
+    for task_id in (waiting, failed):
+        reply = server.ask("DELETE", f"{TASKS}/{task_id}")
+        assert (reply.status, reply.body) == (204, b"")
+        assert server.task(task_id)["status"] == "cancelled"
+        assert server.ask("DELETE", f"{TASKS}/{task_id}").is_error(409, "INVALID_STATUS")
+    for unknown in (uuid.uuid4(), "no-uuid"):
+        assert server.ask("DELETE", f"{TASKS}/{unknown}").is_error(404, "TASK_NOT_FOUND")
+        assert server.ask("GET", f"{TASKS}/{unknown}").is_error(404, "TASK_NOT_FOUND")
+
+
+@proves("list.status", "list.task_type", "list.response", "status.cancelled")
 @pytest.mark.parametrize(
     "status", ["pending", "in_progress", "completed", "failed", "dead_letter", "cancelled"]
 )
@@ -238,8 +304,7 @@ def test_lists_filter_by_status_and_type(server: Served, worker: Worker, status:
     documented = {"task_id", "status", "task_type", "priority", "created_at", "updated_at"}
     assert documented <= set(page["tasks"][0])
     assert (page["total"], page["limit"], page["offset"]) == (1, 100, 0)
-    others = {"pending", "completed", "failed"} - {status}
-    for other in others:
+    for other in {"pending", "completed", "failed"} - {status}:
         found = server.ask("GET", f"{TASKS}?status={other}&task_type={task_type}").json
         assert (found["tasks"], found["total"]) == ([], 0)
 
@@ -247,27 +312,24 @@ def test_lists_filter_by_status_and_type(server: Served, worker: Worker, status:
 @proves("list.limit", "list.offset")
 def test_lists_are_paged(server: Served) -> None:
     task_type = f"paged-{uuid.uuid4()}"
-    batch = {"tasks": [{"task_type": task_type, "payload": ""}] * 150}
+    batch = {"tasks": [{"task_type": task_type, "payload": ""}] * 1000}
     results = server.ask("POST", f"{TASKS}/batch", batch).json["results"]
-    newest_first = [result["task_id"] for result in reversed(results)]
+    ids = [*(result["task_id"] for result in results), server.submit(task_type=task_type)]
+    newest_first = ids[::-1]
 
     def listed(query: str) -> list[str]:
         page = server.ask("GET", f"{TASKS}?task_type={task_type}{query}").json
-        assert page["total"] == 150
+        assert page["total"] == 1001
         return [task["task_id"] for task in page["tasks"]]
 
     assert listed("") == newest_first[:100]
-    assert listed("&limit=1000") == newest_first
-    assert listed("&limit=10&offset=145") == newest_first[145:]
+    assert listed("&offset=0") == newest_first[:100]
+    assert listed("&limit=1000") == newest_first[:1000]
+    assert listed("&limit=10&offset=145") == newest_first[145:155]
+    assert listed("&limit=10&offset=995") == newest_first[995:]
+    assert listed("&offset=1001") == []
     for query in ("limit=0", "limit=1001", "limit=abc", "offset=-1", "status=nonsense"):
-        assert is_error(server.ask("GET", f"{TASKS}?{query}"), 400, "INVALID_REQUEST")
-
-
-@pytest.fixture
-def fresh(tmp_path: Path) -> Iterator[Served]:
-    """A server of one's own, with the default limits."""
-    with a_broker_process(tmp_path / "data") as broker:
-        yield Served(broker)
+        assert server.ask("GET", f"{TASKS}?{query}").is_error(400, "INVALID_REQUEST")
 
 
 @proves("stats.response", "stats.tiers")
@@ -282,7 +344,9 @@ def test_statistics_are_true(fresh: Served) -> None:
     worker.claim("t")
     worker.close()
     stats = fresh.ask("GET", "/api/v1/stats").json
-    assert stats.pop("avg_processing_time_ms") >= 0
+    mean = stats.pop("avg_processing_time_ms")
+    assert isinstance(mean, float)
+    assert mean > 0
     assert stats == {
         "pending_count": 4,
         "in_progress_count": 1,
@@ -301,21 +365,18 @@ def test_a_healthy_broker_says_so_to_everybody(server: Served) -> None:
         documented = {"status", "is_leader", "connected_workers", "pending_tasks"}
         assert set(reply.json) == documented | {"cluster_healthy"}
         assert (reply.json["status"], reply.json["is_leader"]) == ("healthy", True)
+        assert reply.json["cluster_healthy"] is True
 
 
-@proves("health.degraded", "submit.503", "error.BROKER_UNAVAILABLE")
-def test_a_broker_that_cannot_commit_is_degraded(fresh: Served) -> None:
-    database = fresh.broker.folder / "queue.db"
-    if not database.exists():
-        [database] = fresh.broker.folder.glob("*.db")
-    database.rename(database.with_suffix(".gone"))
-    reply = fresh.ask("POST", TASKS, {"task_type": "t", "payload": ""})
-    assert is_error(reply, 503, "BROKER_UNAVAILABLE")
-    assert int(reply.headers["retry-after"]) >= 1
-    health = fresh.ask("GET", "/api/v1/health")
-    assert (health.status, health.json["status"]) == (503, "degraded")
-    assert health.json["cluster_healthy"] is False
-    database.with_suffix(".gone").rename(database)
+@proves("health.response")
+def test_health_counts_workers_and_pending_tasks(fresh: Served) -> None:
+    for _ in range(3):
+        fresh.submit()
+    worker = fresh.worker()
+    worker.claim()
+    health = fresh.ask("GET", "/api/v1/health").json
+    worker.close()
+    assert (health["pending_tasks"], health["connected_workers"]) == (2, 1)
 
 
 @proves("metrics.format", "metrics.tasks_total", "metrics.pending", "metrics.duration")
@@ -326,93 +387,36 @@ def test_the_documented_metrics(fresh: Served) -> None:
     worker.close()
     fresh.submit(task_type="send_email")
     reply = fresh.ask("GET", "/metrics")
-    assert reply.headers["content-type"].startswith("text/plain")
-    lines = reply.body.decode().splitlines()
+    assert reply.headers["content-type"].startswith("text/plain; version=")
+    text = reply.body.decode()
+    lines = text.splitlines()
     for line in (
         "# HELP tq_tasks_total Total tasks submitted",
         "# TYPE tq_tasks_total counter",
-        'tq_tasks_total{status="completed",task_type="send_email"} 1.0',
         "# HELP tq_tasks_pending Current pending tasks",
         "# TYPE tq_tasks_pending gauge",
-        "tq_tasks_pending 1.0",
         "# HELP tq_task_processing_duration_seconds Task execution duration",
         "# TYPE tq_task_processing_duration_seconds histogram",
     ):
         assert line in lines
-    bucket = 'tq_task_processing_duration_seconds_bucket{le="0.1",task_type="send_email"} 1.0'
-    assert bucket in lines
-
-
-@proves("submit.503", "error.QUEUE_DEPTH_EXCEEDED")
-def test_a_full_queue_is_503(tmp_path: Path) -> None:
-    settings = tmp_path / "tq.toml"
-    settings.write_text("[broker]\nmax_pending = 1\n")
-    with a_broker_process(tmp_path / "data", "--config", str(settings)) as broker:
-        served = Served(broker)
-        served.submit()
-        reply = served.ask("POST", TASKS, {"task_type": "t", "payload": ""})
-        assert is_error(reply, 503, "QUEUE_DEPTH_EXCEEDED")
-        assert int(reply.headers["retry-after"]) >= 1
-
-
-@proves("limit.rate", "limit.headers", "limit.retry_after", "submit.429")
-@proves("error.RATE_LIMIT_EXCEEDED")
-def test_the_rate_limit(fresh: Served) -> None:
-    first = fresh.ask("GET", "/api/v1/stats")
-    assert first.headers["x-ratelimit-limit"] == "100"
-    assert first.headers["x-ratelimit-remaining"] == "99"
-    assert abs(int(first.headers["x-ratelimit-reset"]) - time.time()) < 5
-    body = {"task_type": "t", "payload": ""}
-    begun = time.monotonic()
-    with ThreadPoolExecutor(8) as threads:
-        replies = list(threads.map(lambda _: fresh.ask("POST", TASKS, body), range(400)))
-    seconds = time.monotonic() - begun
-    let_in = sum(reply.status == 201 for reply in replies)
-    assert 99 <= let_in <= 100 + 100 * seconds + 1
-    refused = [reply for reply in replies if reply.status != 201]
-    for reply in refused:
-        assert is_error(reply, 429, "RATE_LIMIT_EXCEEDED")
-        assert reply.headers["x-ratelimit-remaining"] == "0"
-    if refused:
-        threading.Event().wait(float(refused[-1].headers["retry-after"]))
-        assert fresh.ask("POST", TASKS, body).status == 201
-    total = fresh.ask("GET", "/api/v1/stats").json["pending_count"]
-    assert total == let_in + bool(refused)
-
-
-@proves("limit.rate")
-def test_each_key_has_a_limit_of_its_own(tmp_path: Path) -> None:
-    settings = tmp_path / "tq.toml"
-    settings.write_text(f'[access]\nbootstrap_key = "{KEY}"\nrate_limit = 2\n')
-    with a_broker_process(tmp_path / "data", "--config", str(settings)) as broker:
-        served = Served(broker, KEY)
-        keys = [
-            served.ask("POST", "/api/v1/keys", {"name": name, "permissions": ["read_tasks"]}).json[
-                "key"
-            ]
-            for name in ("a", "b")
-        ]
-        for key in keys:
-            statuses = [served.ask("GET", "/api/v1/stats", key=key).status for _ in range(5)]
-            assert statuses[:2] == [200, 200]
-            assert 429 in statuses
-
-
-@proves("error.INTERNAL_ERROR")
-def test_an_unexpected_error_is_told_without_its_insides(tmp_path: Path) -> None:
-    with a_broker_process(tmp_path / "data") as broker:
-        task_id = Served(broker).submit(payload=base64.b64encode(b"whole").decode())
-        worker = Served(broker).worker()
-        worker.complete(worker.claim(), b"the result that is to be damaged")
-        worker.close()
-    [database] = (tmp_path / "data").glob("*.db")
-    data = database.read_bytes()
-    assert b"the result that is to be damaged" in data
-    database.write_bytes(data.replace(b"the result that", b"the rezult that"))
-    with a_broker_process(tmp_path / "data") as broker:
-        reply = Served(broker).ask("GET", f"{TASKS}/{task_id}")
-        assert is_error(reply, 500, "INTERNAL_ERROR")
-        assert "Traceback" not in reply.json["error"]
+    for sample in (
+        'tq_tasks_total{status="completed",task_type="send_email"} ',
+        "tq_tasks_pending ",
+        'tq_task_processing_duration_seconds_bucket{le="0.1",task_type="send_email"} ',
+    ):
+        assert any(line.startswith(sample) for line in lines), sample
+    families = text_string_to_metric_families(text)
+    values = {
+        (sample.name, *sorted(sample.labels.items())): sample.value
+        for family in families
+        for sample in family.samples
+    }
+    email = ("task_type", "send_email")
+    assert values["tq_tasks_total", ("status", "completed"), email] == 1
+    assert values["tq_tasks_total", ("status", "pending"), email] == 2
+    assert values[("tq_tasks_pending",)] == 1
+    assert values["tq_task_processing_duration_seconds_bucket", ("le", "+Inf"), email] == 1
+    assert values["tq_task_processing_duration_seconds_count", email] == 1
 
 
 @proves("version.path")
@@ -420,7 +424,7 @@ def test_every_operation_is_under_v1(server: Served) -> None:
     paths = server.ask("GET", "/openapi.json").json["paths"]
     pages = {"/metrics", "/openapi.json", "/docs"}
     assert all(path.startswith("/api/v1/") for path in paths if path not in pages)
-    assert is_error(server.ask("GET", "/api/v2/tasks"), 404, "NOT_FOUND")
+    assert server.ask("GET", "/api/v2/tasks").is_error(404, "NOT_FOUND")
 
 
 @proves("version.deprecation")

@@ -7,7 +7,8 @@ everybody may do everything.
 
 import asyncio
 import hmac
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Final
 
 import structlog
@@ -175,6 +176,21 @@ class Access:
             bound.discard(on_end)
 
         return unbind
+
+    @contextmanager
+    def shut_out(self, caller: Caller) -> Iterator[asyncio.Future[None]]:
+        """A future that is done once the caller is no longer let in."""
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def on_end() -> None:
+            if not ended.done():
+                ended.set_result(None)
+
+        unbind = self.bind(caller, on_end)
+        try:
+            yield ended
+        finally:
+            unbind()
 
     def count(self, caller: Caller, cost: int = 1) -> Allowance | None:
         """Count a request; `cost` 0 only asks how it stands. None where there is no limit."""

@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from taskqueue.broker.access import Caller
 from taskqueue.broker.broker import Broker
+from taskqueue.core.errors import BrokerUnavailable, OutcomeUnknown
 from taskqueue.core.keys import Permission
 from taskqueue.wire import administration
 from taskqueue.wire import messages as m
@@ -57,6 +58,24 @@ class Operation(NamedTuple):
         would lose its leases.
         """
         return self.permission not in (None, Permission.WORK)
+
+    @property
+    def is_read(self) -> bool:
+        """Whether it changes nothing."""
+        is_get = self.http is not None and self.http.method == "GET"
+        return is_get or self.permission is Permission.READ_TASKS
+
+    def too_late(self, seconds: float) -> BrokerUnavailable:
+        """The error for an answer that has not come in so many seconds."""
+        if self.is_read:
+            return BrokerUnavailable(
+                f"there was no answer within {seconds:g} seconds; try again", retry_after=1
+            )
+        return OutcomeUnknown(
+            f"the change was not confirmed within {seconds:g} seconds; its outcome is unknown: "
+            "repeat the request with the same task_id",
+            retry_after=1,
+        )
 
     def require(self, broker: Broker, caller: Caller) -> None:
         """Raise AuthenticationFailed or PermissionDenied unless the caller may."""

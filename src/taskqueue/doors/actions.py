@@ -17,10 +17,8 @@ from taskqueue.broker.access import Caller
 from taskqueue.broker.broker import Broker
 from taskqueue.broker.operations import Operation
 from taskqueue.core.errors import (
-    BrokerUnavailable,
     IdempotencyConflict,
     InvalidRequest,
-    OutcomeUnknown,
     TaskQueueError,
 )
 from taskqueue.core.keys import Permission
@@ -91,7 +89,6 @@ class Call:
         self._broker = broker
         self._room = room
         self._status = operation.http.status
-        self._is_read = operation.http.method == "GET"
         self._answer_seconds = settings.answer_seconds
         self._encode = msgspec.json.Encoder().encode
         self._notices = tuple(
@@ -137,7 +134,7 @@ class Call:
             await asyncio.wait([work], timeout=self._answer_seconds)
             if work.done():
                 return work.result()
-            raise self._too_late()
+            raise self._operation.too_late(self._answer_seconds)
         finally:
             if not work.done():
                 self._leave(work)
@@ -146,44 +143,29 @@ class Call:
         self, work: "asyncio.Future[Any]", receive: Receive, caller: Caller, seconds: float
     ) -> Any:
         """What work comes to that may take long, unless the client goes or is shut out."""
-        access = self._broker.access
-        shut_out = asyncio.Event()
-        unbind = access.bind(caller, shut_out.set)
-        ended = asyncio.ensure_future(shut_out.wait())
         gone = asyncio.ensure_future(until_gone(receive))
         try:
-            await asyncio.wait(
-                [work, gone, ended],
-                timeout=self._answer_seconds + seconds,
-                return_when=asyncio.FIRST_COMPLETED,
-            )
+            with self._broker.access.shut_out(caller) as ended:
+                await asyncio.wait(
+                    [work, gone, ended],
+                    timeout=self._answer_seconds + seconds,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
             if ended.done():
                 self._operation.require(self._broker, caller)
             if work.done():
                 return work.result()
-            raise ClientGone if gone.done() else self._too_late()
+            if gone.done():
+                raise ClientGone
+            raise self._operation.too_late(self._answer_seconds)
         finally:
-            unbind()
             gone.cancel()
-            ended.cancel()
 
     def _leave(self, work: "asyncio.Future[Any]") -> None:
         # A write goes on: a commit is never cancelled, only the wait for it.
-        if self._is_read:
+        if self._operation.is_read:
             work.cancel()
         work.add_done_callback(unheeded)
-
-    def _too_late(self) -> BrokerUnavailable:
-        if self._is_read:
-            return BrokerUnavailable(
-                f"there was no answer within {self._answer_seconds:g} seconds; try again",
-                retry_after=1,
-            )
-        return OutcomeUnknown(
-            f"the change was not confirmed within {self._answer_seconds:g} seconds; its outcome is "
-            "unknown: repeat the request with the same task_id",
-            retry_after=1,
-        )
 
 
 class BatchCall(Call):

@@ -15,12 +15,9 @@ from taskqueue.broker.broker import Broker
 from taskqueue.broker.operations import Operation
 from taskqueue.core.errors import (
     AuthenticationFailed,
-    BrokerUnavailable,
     InternalError,
-    OutcomeUnknown,
     TaskQueueError,
 )
-from taskqueue.core.keys import Permission
 from taskqueue.doors.grpc.errors import metadata_of, status_of, told_outside
 from taskqueue.doors.visit import REQUEST_ID, Proxies, Visit
 
@@ -123,15 +120,7 @@ async def outcome_of(
         await asyncio.wait([work], timeout=seconds)
     if work.done():
         return work.result()
-    if is_read(operation):
-        raise BrokerUnavailable(
-            f"there was no answer within {seconds:g} seconds; try again", retry_after=1
-        )
-    raise OutcomeUnknown(
-        f"the change was not confirmed within {seconds:g} seconds; its outcome is unknown: "
-        "repeat the request with the same task_id",
-        retry_after=1,
-    )
+    raise operation.too_late(seconds)
 
 
 async def while_let_in(
@@ -145,25 +134,16 @@ async def while_let_in(
 
     Raises AuthenticationFailed or PermissionDenied as soon as the caller is shut out.
     """
-    shut_out: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def on_end() -> None:
-        if not shut_out.done():
-            shut_out.set_result(None)
-
-    unbind = house.broker.access.bind(caller, on_end)
-    try:
+    with house.broker.access.shut_out(caller) as ended:
         operation.require(house.broker, caller)  # it may have happened before this was bound
-        await asyncio.wait([work, shut_out], timeout=seconds, return_when=FIRST_COMPLETED)
-        if shut_out.done():
+        await asyncio.wait([work, ended], timeout=seconds, return_when=FIRST_COMPLETED)
+        if ended.done():
             operation.require(house.broker, caller)
-    finally:
-        unbind()
 
 
 def drop(broker: Broker, operation: Operation, work: "asyncio.Future[Any]") -> None:
     """Nobody waits for an operation any more. A read ends, a change is never cut short."""
-    if not work.done() and (is_read(operation) or operation.name == "claim"):
+    if not work.done() and (operation.is_read or operation.name == "claim"):
         work.cancel()  # a claim under way gives back by itself what it gets
 
     def give_back(done: "asyncio.Future[Any]") -> None:
@@ -171,11 +151,6 @@ def drop(broker: Broker, operation: Operation, work: "asyncio.Future[Any]") -> N
             broker.take_unheard(done.result())
 
     work.add_done_callback(give_back)
-
-
-def is_read(operation: Operation) -> bool:
-    """Whether an operation changes nothing."""
-    return operation.permission is Permission.READ_TASKS
 
 
 @lru_cache(maxsize=4_096)
