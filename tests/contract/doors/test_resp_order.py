@@ -314,3 +314,20 @@ async def test_a_busy_client_does_not_starve_the_others(house: RespHouse) -> Non
     assert house.door.commands < 20_000, "the other one was served in between"
     await submitted(house.broker)
     assert {len(one) for one in await busy.answers(20_000)} == {36}
+
+
+async def test_a_thousand_waits_all_hear_of_the_end_and_of_nothing_before(tmp_path: Path) -> None:
+    async with a_resp_house(tmp_path) as house:
+        worker = await house.connect()
+        task_id = await worker.submit()
+        waiting = [await house.connect() for _ in range(1_000)]
+        for client in waiting:
+            client.send("TQ.WAIT", task_id, 60_000)
+        for _ in range(2):
+            [[_, token, *_]] = await worker.claim()
+            assert await worker.ask("TQ.FAIL", task_id, token, "no", "DELAY", 0) == b"failed"
+        [[_, token, *_]] = await worker.claim()
+        assert await worker.ask("TQ.COMPLETE", task_id, token, "RESULT", "done") == b"completed"
+        for client in waiting:
+            answer = as_dict(await client.answer())
+            assert (answer["status"], answer["result"]) == (b"completed", b"done")
