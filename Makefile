@@ -24,7 +24,7 @@ run: setup ## Start broker and worker, run one sample task, say what to try next
 	@exec $(BIN)/tq dev
 
 test: setup .tools/.complete examples/javascript/node_modules/.complete ## Run every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 3
 
 .tools/.complete: scripts/debian_tools.sh
 	@scripts/debian_tools.sh .tools

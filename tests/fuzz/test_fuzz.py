@@ -13,11 +13,11 @@ def test_the_native_parser_takes_anything() -> None:
     assert "no crash" in resp.parse_all(seed, 30_000)
 
 
-def test_the_native_door_takes_anything(tmp_path: Path) -> None:
+async def test_the_native_door_takes_anything(tmp_path: Path) -> None:
     seed = random.randrange(2**32)
     print(f"seed {seed}")
-    with a_broker_process(tmp_path / "data", "--rate-limit", "0") as broker:
-        assert "is well" in resp.send_all(broker, seed, 1_000)
+    with resp.a_server_with_a_key(tmp_path) as broker:
+        assert "is well" in await resp.send_all(broker, seed, 1_000)
 
 
 def test_schemathesis_finds_nothing(tmp_path: Path) -> None:

@@ -12,9 +12,10 @@ import trustme
 
 from taskqueue.broker.broker import Broker
 from taskqueue.core.clock import SystemClock
+from taskqueue.doors.bounds import RespSettings
 from taskqueue.doors.http import RestSettings
 from taskqueue.doors.listener import HttpListener
-from taskqueue.doors.resp import RespDoor, RespSettings
+from taskqueue.doors.resp import RespDoor
 from taskqueue.doors.rest import rest_app
 from taskqueue.doors.tls import Tls
 from tests.support.broker import a_broker

@@ -10,7 +10,8 @@ from taskqueue.broker.access import AccessSettings
 from taskqueue.broker.broker import Broker, BrokerSettings
 from taskqueue.client.address import BrokerAddress
 from taskqueue.core.clock import Clock, SystemClock
-from taskqueue.doors.resp import RespDoor, RespSettings
+from taskqueue.doors.bounds import RespSettings
+from taskqueue.doors.resp import RespDoor
 from tests.support.broker import a_broker
 
 PATIENCE = 20.0

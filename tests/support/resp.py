@@ -11,7 +11,8 @@ import hiredis
 from taskqueue.broker.access import AccessSettings
 from taskqueue.broker.broker import Broker, BrokerSettings
 from taskqueue.core.clock import Clock, ManualClock
-from taskqueue.doors.resp import RespDoor, RespSettings
+from taskqueue.doors.bounds import RespSettings
+from taskqueue.doors.resp import RespDoor
 from taskqueue.storage.port import Storage
 from taskqueue.wire import resp
 from tests.support.broker import a_broker

@@ -49,6 +49,9 @@ from taskqueue.wire import messages as m
 
 HOUR: Final = 3600 * SECOND
 
+MOST_READS: Final = 8
+"""Tasks read with their results at a time: each may have ten megabytes."""
+
 CLAIM_KEPT: Final = HOUR
 """How long the answer to a worker's latest claim is kept, in case it repeats it."""
 
@@ -101,6 +104,7 @@ class Broker:
         self.upkeep.chores.append(self.keys.note_uses)
         self._random = random.Random()  # noqa: S311  jitter, not a secret
         self._pending = 0
+        self._reading = asyncio.Semaphore(MOST_READS)
         self._ledger.companions = self._claims.companions
         self._ledger.on_commit = self._on_commit
 
@@ -354,7 +358,8 @@ class Broker:
             return m.error_reply(error, self.clock.wall())
 
     async def _detail(self, task_id: str, caller: Caller) -> TaskDetail:
-        detail = await self._storage.get(task_id)
+        async with self._reading:
+            detail = await self._storage.get(task_id)
         if detail is None or not detail.task.task_type.startswith(caller.scope):
             raise TaskNotFound("Task not found")
         return detail

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from taskqueue.broker.operations import Operation
-from taskqueue.core.task import ClaimedTask, Task
+from taskqueue.core.task import ClaimedTask, Task, TaskDetail
 from taskqueue.wire import messages as m
 from taskqueue.wire import resp
 
@@ -25,6 +25,14 @@ class Pending:
         self.reply = reply
         self.blocks = blocks
         self.resp3 = resp3
+
+    @property
+    def weight(self) -> int:
+        """Bytes of the result that it holds until it is written."""
+        if not self.future.done() or self.future.cancelled() or self.future.exception():
+            return 0
+        outcome = self.future.result()
+        return len(outcome.result or b"") if isinstance(outcome, TaskDetail) else 0
 
     def take(self) -> bytes:
         """The answer. Raises what the operation raised."""

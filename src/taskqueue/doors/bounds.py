@@ -1,6 +1,8 @@
 """What one client of the native door, and all of them together, may make the broker keep."""
 
-from typing import Final
+from typing import Annotated, Final
+
+from msgspec import Meta, Struct
 
 MOST_UNANSWERED: Final = 1_024
 """Commands of one connection that may be under way before the door stops reading from it."""
@@ -33,3 +35,13 @@ every ten seconds, and the connection is given up."""
 
 MOST_REFUSALS: Final = 10
 """Times that a client may be told that it needs a valid key, before it is dropped."""
+
+
+class RespSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Limits of the native door."""
+
+    max_connections: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
+    """Clients that may be connected at once."""
+
+    slow_reader_seconds: Annotated[float, Meta(ge=0.1, le=3600)] = 10.0
+    """How long a client may leave more than a megabyte of answers unread."""

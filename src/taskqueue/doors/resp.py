@@ -11,10 +11,9 @@ import socket
 from collections import deque
 from collections.abc import Callable
 from itertools import count
-from typing import TYPE_CHECKING, Annotated, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import structlog
-from msgspec import Meta, Struct
 
 from taskqueue.broker.broker import Broker
 from taskqueue.core.errors import (
@@ -39,16 +38,6 @@ BROKER_FAULT: Final = "The broker failed; its log says how"
 log = structlog.get_logger(component="resp")
 
 
-class RespSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Limits of the native door."""
-
-    max_connections: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
-    """Clients that may be connected at once."""
-
-    slow_reader_seconds: Annotated[float, Meta(ge=0.1, le=3600)] = 10.0
-    """How long a client may leave more than a megabyte of answers unread."""
-
-
 class Connection(asyncio.Protocol):
     """One client."""
 
@@ -64,6 +53,7 @@ class Connection(asyncio.Protocol):
         self._held = 0
         self._reads = 0
         self._unread = 0
+        self._results = 0
         self._refusals = 0
         self._unbind: Callable[[], object] = int
         self._last_words = b""
@@ -88,6 +78,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  asyncio names it
         self._door.dismiss(self)
         self._unbind()
+        self._reader = resp.RequestReader()  # half a command would wait for the garbage collector
         self._stop_timer()
         self._inbox.clear()
         for answer in self._answers:
@@ -252,9 +243,16 @@ class Connection(asyncio.Protocol):
         outcome = operation.start(self._door.broker, request, self._session.caller)
         reply = reply_of(operation)
         answer = Pending(outcome, reply, blocks=blocks, resp3=self._session.resp3)
-        self._reads += answer.is_read
+        if answer.is_read:
+            self._reads += 1
+            answer.future.add_done_callback(lambda _: self._hold(answer.weight))
         self._is_blocked = blocks
         self._answers.append(answer)
+
+    def _hold(self, weight: int) -> None:
+        if weight and not self._transport.is_closing():
+            self._results += weight
+            self._report_held()
 
     def _head_is_done(self, future: asyncio.Future[Any]) -> None:
         if self._awaited is future:
@@ -296,6 +294,7 @@ class Connection(asyncio.Protocol):
         if answer.blocks:
             self._is_blocked = False
         self._reads -= answer.is_read
+        self._results = max(0, self._results - answer.weight)
         try:
             return answer.take()
         except TaskQueueError as error:
@@ -322,7 +321,7 @@ class Connection(asyncio.Protocol):
                 self._transport.resume_reading()
 
     def _report_held(self) -> None:
-        held = self._backlog.size + self._unread
+        held = self._backlog.size + self._unread + self._results
         if held != self._held:
             self._door.held_bytes += held - self._held
             self._held = held
@@ -366,7 +365,7 @@ class RespDoor:
     broker keep.
     """
 
-    def __init__(self, broker: Broker, settings: RespSettings) -> None:
+    def __init__(self, broker: Broker, settings: bounds.RespSettings) -> None:
         self.broker = broker
         self.settings = settings
         self.commands = 0

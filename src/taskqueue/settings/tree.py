@@ -7,9 +7,9 @@ from msgspec import Meta, Struct, field
 
 from taskqueue.broker.access import AccessSettings
 from taskqueue.broker.broker import BrokerSettings
+from taskqueue.doors.bounds import RespSettings
 from taskqueue.doors.grpc.settings import GrpcSettings
 from taskqueue.doors.http import RestSettings
-from taskqueue.doors.resp import RespSettings
 
 DEFAULT_FILE: Final = Path("tq.toml")
 

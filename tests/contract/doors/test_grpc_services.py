@@ -17,12 +17,14 @@ from taskqueue.core.clock import ManualClock
 from taskqueue.core.errors import BrokerUnavailable
 from taskqueue.doors.grpc import taskqueue_pb2 as pb
 from taskqueue.doors.grpc.calls import Call
-from taskqueue.doors.grpc.exchange import House
+from taskqueue.doors.grpc.exchange import House, Unread
 from taskqueue.doors.grpc.offers import Offer
+from taskqueue.doors.grpc.server import new_server
 from taskqueue.doors.grpc.settings import GrpcSettings
 from taskqueue.doors.visit import Proxies
 from taskqueue.wire import messages as m
 from tests.support.broker import a_broker
+from tests.support.door import PATIENCE
 from tests.support.gate import GatedStorage
 from tests.support.grpc import GrpcClient, a_channel, a_grpc_client, rest_of
 
@@ -140,7 +142,7 @@ async def test_a_call_that_will_go_says_so(tmp_path: Path) -> None:
     offer = Offer("GetStats", going, pb.GetStatsRequest, pb.GetStatsResponse)
     async with a_broker(tmp_path / "data") as broker:
         server = grpc.aio.server()
-        call = Call(offer, House(broker, Proxies(""), 30))
+        call = Call(offer, House(broker, Proxies(""), 30, Unread()))
         handler = grpc.unary_unary_rpc_method_handler(call.answer)
         service = grpc.method_handlers_generic_handler("taskqueue.TaskQueue", {"GetStats": handler})
         server.add_generic_rpc_handlers([service])
@@ -159,3 +161,23 @@ async def test_a_call_that_will_go_says_so(tmp_path: Path) -> None:
     assert headers["deprecation"] == "@1700000000"
     assert headers["sunset"] == "Fri, 15 Jan 2027 08:00:00 GMT"
     assert "use X" in str(headers["warning"])
+
+
+async def test_a_server_that_ends_by_itself_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    servers: list[grpc.aio.Server] = []
+
+    def noted(options: list[tuple[str, Any]], most_calls: int) -> grpc.aio.Server:
+        servers.append(new_server(options, most_calls))
+        return servers[-1]
+
+    monkeypatch.setattr("taskqueue.doors.grpc.door.new_server", noted)
+    async with a_grpc_client(tmp_path) as client:
+        await client.submit()
+        await servers[0].stop(None)
+        async with asyncio.timeout(PATIENCE):
+            await client.call(
+                "SubmitTask", pb.SubmitTaskRequest(task_type="t", payload=b"x"), wait_for_ready=True
+            )
+    assert len(servers) == 2

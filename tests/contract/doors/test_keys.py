@@ -14,8 +14,9 @@ from taskqueue.broker.broker import Broker
 from taskqueue.broker.operations import OPERATIONS, Operation
 from taskqueue.core.clock import ManualClock
 from taskqueue.core.keys import Permission
+from taskqueue.doors.bounds import RespSettings
 from taskqueue.doors.http import RestSettings
-from taskqueue.doors.resp import RespDoor, RespSettings
+from taskqueue.doors.resp import RespDoor
 from taskqueue.doors.rest import RestDoor
 from taskqueue.wire.administration import CreateKeyRequest, KeyRequest, RotateKeyRequest
 from tests.support.broker import a_broker

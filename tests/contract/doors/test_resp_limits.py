@@ -11,7 +11,7 @@ import structlog
 
 from taskqueue.core.task import TaskDetail
 from taskqueue.doors import bounds
-from taskqueue.doors.resp import RespSettings
+from taskqueue.doors.bounds import RespSettings
 from taskqueue.wire import messages as m
 from taskqueue.wire import resp
 from tests.support.broker import claimed, submitted

@@ -420,9 +420,7 @@ async def test_a_cursor_is_good_for_its_own_filter_only(client: RestClient) -> N
     assert with_offset.json["error"].startswith("offset ")
 
 
-@pytest.mark.parametrize(
-    "value", ["-1", "3600.001", "3601", "abc", "", "1e", "inf", "nan", "%201"]
-)
+@pytest.mark.parametrize("value", ["-1", "3600.001", "3601", "abc", "", "1e", "inf", "nan", "%201"])
 async def test_a_wait_is_a_number_of_seconds_up_to_an_hour(client: RestClient, value: str) -> None:
     task_id = await client.submit()
     reply = await client.ask("GET", f"{TASKS}/{task_id}?wait={value}")

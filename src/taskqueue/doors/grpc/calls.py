@@ -25,21 +25,27 @@ class Call:
     async def answer(self, data: bytes, context: Context) -> bytes:
         """Read the request, carry it out, write its answer."""
         exchange = Exchange(self._house, context, self._operation.name, self._notices)
-        work: asyncio.Future[Any] | None = None
         try:
-            request = self._admit(data, exchange)
-            work = self._offer.start(self._house.broker, request, exchange.caller)
+            answer = await self._carry_out(data, exchange)
+        except Exception as error:  # noqa: BLE001  whatever it is, the caller gets a status
+            await exchange.refuse(error)
+        exchange.note_done()
+        return answer
+
+    async def _carry_out(self, data: bytes, exchange: Exchange) -> bytes:
+        request = self._admit(data, exchange)
+        is_answered = False
+        work: asyncio.Future[Any] = self._offer.start(self._house.broker, request, exchange.caller)
+        try:
             await exchange.greet()  # while the change is being written
             wait = request.wait_ms / 1000 if self._offer.has_wait else 0.0
             outcome = await outcome_of(self._house, self._operation, exchange.caller, work, wait)
-            answer = self._offer.reply(self._house.broker, outcome).SerializeToString()
-            work = None
-            exchange.note_done()
+            reply = self._offer.reply(self._house.broker, outcome)
+            answer = exchange.hold(reply.SerializeToString())
+            is_answered = True
             return answer
-        except Exception as error:  # noqa: BLE001  whatever it is, the caller gets a status
-            await exchange.refuse(error)
         finally:
-            if work is not None:
+            if not is_answered:
                 drop(self._house.broker, self._operation, work)
 
     def _admit(self, data: bytes, exchange: Exchange) -> Any:

@@ -7,15 +7,17 @@ import socket
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc.aio
+import structlog
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from taskqueue.broker.broker import Broker
 from taskqueue.doors.grpc import taskqueue_pb2 as pb
 from taskqueue.doors.grpc.calls import Call
-from taskqueue.doors.grpc.exchange import House
+from taskqueue.doors.grpc.exchange import House, Unread
 from taskqueue.doors.grpc.health import HealthCalls
 from taskqueue.doors.grpc.offers import LARGEST_MESSAGE, TASK_QUEUE, WORK, Offer
+from taskqueue.doors.grpc.server import new_server
 from taskqueue.doors.grpc.session import SessionCall
 from taskqueue.doors.grpc.settings import GrpcSettings
 from taskqueue.doors.grpc.streams import UpdateCall
@@ -41,6 +43,9 @@ HEALTH_SERVICE: Final = health_pb2.DESCRIPTOR.services_by_name["Health"].full_na
 Calls = dict[str, "grpc.RpcMethodHandler[bytes, bytes]"]
 
 
+log = structlog.get_logger(component="grpc")
+
+
 class GrpcDoor:
     """Serves the broker's operations over gRPC, with the standard health service."""
 
@@ -48,22 +53,21 @@ class GrpcDoor:
         """Raises ValueError for settings that make no sense."""
         self.port = 0
         """The port listened on."""
-        house = House(broker, Proxies(settings.trusted_proxies), settings.answer_seconds)
+        house = House(broker, Proxies(settings.trusted_proxies), settings.answer_seconds, Unread())
         self._house = house
         self._settings = settings
         self._sessions = SessionCall(house)
         self._health = HealthCalls(house, frozenset({"", TASK_QUEUE_SERVICE, WORK_SERVICE}))
         self._server: grpc.aio.Server | None = None
         self._checking: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
 
     async def start(self, host: str, port: int, tls: "Tls | None" = None) -> None:
         """Listen; port 0 takes a free one. Raises OSError where the address cannot be had."""
         logging.getLogger("grpc._cython.cygrpc").addFilter(_is_news)
-        server = grpc.aio.server(
-            options=options_of(self._settings),
-            maximum_concurrent_rpcs=self._settings.max_calls,
-        )
-        server.add_generic_rpc_handlers(self._services())
+        server = new_server(options_of(self._settings), self._settings.max_calls)
+        for name, calls in self._services().items():
+            server.add_registered_method_handlers(name, calls)  # type: ignore[attr-defined]
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
             if tls is None:
@@ -75,17 +79,29 @@ class GrpcDoor:
         await server.start()
         self._server = server
         self._checking = asyncio.create_task(self._health.run())
+        self._watching = asyncio.create_task(self._watch(server, host, tls))
 
     async def close(self) -> None:
         """Finish the calls under way, within 3 s, and close every connection."""
+        server, self._server = self._server, None
         if self._checking is not None:
             self._checking.cancel()
         self._health.close()
         self._sessions.close()
-        if self._server is not None:
-            await self._server.stop(CLOSE_SECONDS)
+        if server is not None:
+            await server.stop(CLOSE_SECONDS)
 
-    def _services(self) -> "list[grpc.GenericRpcHandler[bytes, bytes]]":
+    async def _watch(self, server: grpc.aio.Server, host: str, tls: "Tls | None") -> None:
+        """Should the server end by itself, whatever the fault, put a new one in its place."""
+        await server.wait_for_termination()
+        if self._server is not server:
+            return
+        log.error("the gRPC server has ended by itself; it is started again")
+        if self._checking is not None:
+            self._checking.cancel()
+        await self.start(host, self.port, tls)
+
+    def _services(self) -> dict[str, Calls]:
         services = {
             TASK_QUEUE_SERVICE: self._calls(TASK_QUEUE)
             | {
@@ -99,9 +115,7 @@ class GrpcDoor:
         }
         if self._settings.reflection:
             services |= reflection_of([*services])
-        return [
-            grpc.method_handlers_generic_handler(name, calls) for name, calls in services.items()
-        ]
+        return services
 
     def _calls(self, offers: tuple[Offer, ...]) -> Calls:
         return {
@@ -154,8 +168,9 @@ def options_of(settings: GrpcSettings) -> list[tuple[str, Any]]:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    # That an answer could not be delivered, as its client had gone, is logged as an error.
-    return not str(record.msg).startswith("ExecuteBatchError raised in core")
+    # That an answer could not be delivered, as its client had gone, and that a client sends names
+    # of headers that are not text: gRPC logs both as errors.
+    return not str(record.msg).startswith(("ExecuteBatchError raised in core", "Invalid encoding"))
 
 
 def _reason(host: str, port: int) -> OSError:

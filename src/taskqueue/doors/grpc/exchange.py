@@ -15,9 +15,11 @@ from taskqueue.broker.broker import Broker
 from taskqueue.broker.operations import Operation
 from taskqueue.core.errors import (
     AuthenticationFailed,
+    BrokerUnavailable,
     InternalError,
     TaskQueueError,
 )
+from taskqueue.doors.bounds import LARGEST_BACKLOG_OF_ALL
 from taskqueue.doors.grpc.errors import metadata_of, status_of, told_outside
 from taskqueue.doors.visit import REQUEST_ID, Proxies, Visit
 
@@ -25,10 +27,33 @@ T = TypeVar("T")
 
 Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 
+LARGE: Final = 64 * 1024
+"""Bytes of an answer from which on it is counted while it is not sent."""
+
 _HEARD: Final = frozenset({"authorization", REQUEST_ID, "x-forwarded-for"})
 """The metadata that a visit is made from."""
 
 log = structlog.get_logger(component="grpc")
+
+
+class Unread:
+    """Large answers that are written and not sent yet, of all calls together."""
+
+    def __init__(self) -> None:
+        self.size = 0
+
+    def take(self, size: int) -> None:
+        """Hold so many bytes more. Raises BrokerUnavailable where there are too many."""
+        if self.size + size > LARGEST_BACKLOG_OF_ALL:
+            raise BrokerUnavailable(
+                "clients leave more answers unread than the broker can hold; try again shortly",
+                retry_after=1,
+            )
+        self.size += size
+
+    def let_go(self, size: int) -> None:
+        """They have been sent, or nobody waits for them any more."""
+        self.size -= size
 
 
 class House(NamedTuple):
@@ -37,12 +62,13 @@ class House(NamedTuple):
     broker: Broker
     proxies: Proxies
     answer_seconds: float
+    unread: Unread
 
 
 class Exchange:
     """A call that is under way: who calls, and what has been said to them so far."""
 
-    __slots__ = ("_context", "_count", "_is_greeted", "_name", "_notices", "visit")
+    __slots__ = ("_context", "_count", "_is_greeted", "_name", "_notices", "_unread", "visit")
 
     def __init__(
         self, house: House, context: Context, name: str, notices: Sequence[tuple[str, str]] = ()
@@ -56,6 +82,7 @@ class Exchange:
         self.visit = Visit(house.broker.access, address, heard, house.proxies)
         self._count = house.broker.metrics.grpc_requests
         self._name = name
+        self._unread = house.unread
         self._context = context
         self._notices = notices
         self._is_greeted = False
@@ -70,6 +97,20 @@ class Exchange:
         self._is_greeted = True
         await self._context.send_initial_metadata((*self.visit.headers(), *self._notices))
 
+    def hold(self, answer: bytes) -> bytes:
+        """Count an answer until it is sent. Raises BrokerUnavailable."""
+        size = 2 * len(answer)  # gRPC makes a copy, and keeps both
+        if size > LARGE:
+            self._unread.take(size)
+            unread = self._unread
+
+            def let_go(_context: Context) -> None:
+                unread.let_go(size)
+
+            # The stubs name another type than grpc.aio itself does.
+            self._context.add_done_callback(let_go)  # type: ignore[arg-type]
+        return answer
+
     def note_done(self) -> None:
         """It was answered, or went on to its end."""
         self._count[self._name, "OK"] += 1
@@ -81,6 +122,7 @@ class Exchange:
         if isinstance(error, AuthenticationFailed):
             await asyncio.sleep(self.visit.penalty())
         outside = told(error, self.visit.request_id)
+        error.__traceback__ = None  # gRPC keeps the error, and so all that its frames know
         self._count[self._name, outside.grpc] += 1
         trailing = (*self.visit.headers(), *metadata_of(outside))
         try:

@@ -47,11 +47,11 @@ class UpdateCall:
             detail = await self._present(task_id, exchange)
             changes.begin(detail.task)
             await exchange.greet()
-            await context.write(encode(update_of(detail.task, detail)))
+            await context.write(exchange.hold(encode(update_of(detail.task, detail))))
             has_ended = detail.task.is_terminal
             while not has_ended:
                 change = await changes.next()
-                await context.write(await change.encoded(encode))
+                await context.write(exchange.hold(await change.encoded(encode)))
                 has_ended = change.task.is_terminal
 
     async def _present(self, task_id: str, exchange: Exchange) -> TaskDetail:
