@@ -23,7 +23,8 @@ from taskqueue.core.commands import Complete, Fail, Purge, Release
 from taskqueue.core.errors import InvalidStatus, OutcomeUnknown, TaskQueueError
 from taskqueue.core.keys import Key
 from taskqueue.core.task import Event, Status, Task
-from taskqueue.storage.sqlite import reader, statements, transaction, writer
+from taskqueue.storage import transaction
+from taskqueue.storage.sqlite import reader, statements, tables, writer
 from taskqueue.storage.sqlite.mark import CommitMark
 
 Patch = pytest.MonkeyPatch
@@ -141,7 +142,7 @@ def submit_repeated_makes_two(patch: Patch) -> None:
 def batch_poisoned_by_one_bad_command(patch: Patch) -> None:
     """One refused command fails its whole transaction."""
 
-    def decide(self: Any, command: Any) -> Any:
+    def decide(self: Any, command: Any, _may_do_chores: bool) -> Any:
         return (
             self.work.settle(command) if hasattr(command, "task_id") else self.work.submit(command)
         )
@@ -198,11 +199,11 @@ def promoted_early(patch: Patch) -> None:
 
 def purged_too_early(patch: Patch) -> None:
     """What ended at the very moment of the cut is deleted as well."""
-    real = transaction.Transaction._purge
+    real = tables.SqliteTables.purge
     patch.setattr(
-        transaction.Transaction,
-        "_purge",
-        lambda self, chore: real(self, Purge(chore.before + 1, chore.limit)),
+        tables.SqliteTables,
+        "purge",
+        lambda self, purge, wall: real(self, Purge(purge.before + 1, purge.limit), wall),
     )
 
 

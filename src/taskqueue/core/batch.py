@@ -5,6 +5,7 @@ what has changed, then does the same for the claims. The decisions are `core.lif
 module keeps the books of one batch.
 """
 
+import zlib
 from collections import Counter
 from collections.abc import Iterable
 from typing import Final, NamedTuple
@@ -93,9 +94,9 @@ class Tally(Struct):
         elif event in _FAILED_ATTEMPT:
             self.minute.failed += 1
 
-    def remove(self, task_type: str, status: Status, tier: Tier) -> None:
-        """Count a task that was deleted."""
-        self._add(task_type, status, None, tier)
+    def remove(self, task_type: str, status: Status, tier: Tier, number: int = 1) -> None:
+        """Count tasks that were deleted."""
+        self._add(task_type, status, None, tier, number)
 
     def changes(self) -> dict[CounterKey, tuple[int, int]]:
         """By how many the tasks under each key have grown, and how many came under it."""
@@ -111,9 +112,11 @@ class Tally(Struct):
                 changes[key] = present + number, entered + number
         return changes
 
-    def _add(self, task_type: str, was: Status | None, now: Status | None, tier: Tier) -> None:
+    def _add(
+        self, task_type: str, was: Status | None, now: Status | None, tier: Tier, number: int = 1
+    ) -> None:
         step = task_type, was, now, tier
-        self._steps[step] = self._steps.get(step, 0) + 1
+        self._steps[step] = self._steps.get(step, 0) + number
 
 
 class Changes(Struct):
@@ -125,6 +128,10 @@ class Changes(Struct):
     results: list[tuple[int, bytes]] = field(default_factory=list[tuple[int, bytes]])
     failures: list[tuple[int, Failure]] = field(default_factory=list[tuple[int, Failure]])
     kept: list[Kept] = field(default_factory=list[Kept])
+
+    def checked_results(self) -> list[tuple[int, int, bytes]]:
+        """The results, each with its CRC-32 before it."""
+        return [(seq, zlib.crc32(result), result) for seq, result in self.results]
 
 
 class WorkingSet:
@@ -270,6 +277,11 @@ class WorkingSet:
         self._keep(after)
         self.moved.append(after)
         self.tally.move(before, after, self._steady)
+
+
+def readiness(task: Task, wall: int) -> int | None:
+    """1 for a task that may be claimed now, 0 for one that waits for its time, else None."""
+    return int(task.run_at <= wall) if task.status in CLAIMABLE else None
 
 
 def bare(command: Command) -> BareCommand:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from taskqueue.core.task import Status
-from taskqueue.storage.sqlite import transaction
+from taskqueue.storage import transaction
 from taskqueue.wire import messages as m
 from tests.support.broker import a_broker, claimed, submitted, until_parked
 from tests.support.gate import SlowStorage

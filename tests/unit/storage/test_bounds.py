@@ -10,7 +10,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from taskqueue.core.commands import Claim, Complete
-from taskqueue.storage.sqlite import transaction, writer
+from taskqueue.storage import transaction
+from taskqueue.storage.sqlite import writer
 from tests.support.sqlite import an_open_storage, apply, claimed, clock, submitted
 from tests.support.tasks import a_submit
 

@@ -82,9 +82,8 @@ async def test_a_half_done_migration_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = "CREATE TABLE half (x INTEGER); SELECT no_such_function();"
-    known = schema.known_migrations()
     with monkeypatch.context() as patch:
-        patch.setattr(schema, "known_migrations", lambda: [*known, (2, broken)])
+        patch.setattr(schema, "MIGRATIONS", [*schema.MIGRATIONS, (2, broken)])
         with pytest.raises(StorageRefused):
             await open_storage(tmp_path).open()
     with apsw.Connection(str(tmp_path / "queue.db")) as connection:

@@ -12,6 +12,7 @@ from taskqueue.core.audit import AuditEntry
 from taskqueue.core.batch import Applied, Batch
 from taskqueue.core.keys import Key
 from taskqueue.core.task import Status, Task, TaskDetail
+from taskqueue.storage.cluster import Alone, Cluster
 from taskqueue.storage.port import Count, Storage, TaskQuery, Totals
 from taskqueue.storage.sqlite import writer
 from taskqueue.storage.sqlite.folder import DataFolder
@@ -28,6 +29,7 @@ class SqliteStorage(Storage):
     """Tasks in one SQLite file in a data folder that no other broker uses."""
 
     def __init__(self, path: Path) -> None:
+        self.cluster: Cluster = Alone()
         self._path = path
         self._write_thread = ThreadPoolExecutor(1, "tq-writer")
         self._read_threads = ThreadPoolExecutor(READERS, "tq-reader")
@@ -70,6 +72,9 @@ class SqliteStorage(Storage):
 
     async def get(self, task_id: str) -> TaskDetail | None:
         return await self._on_reader(partial(self._reader.get, task_id))
+
+    async def look(self, ids: Sequence[str]) -> list[Task]:
+        return await self._on_reader(partial(self._reader.look, ids))
 
     async def payload(self, task_id: str) -> bytes | None:
         return await self._on_reader(partial(self._reader.payload, task_id))

@@ -18,7 +18,7 @@ from taskqueue.core.keys import Key
 from taskqueue.core.task import Failure, Status, Task, TaskDetail, Tier
 from taskqueue.storage.port import Count, TaskQuery, Totals
 from taskqueue.storage.sqlite import statements as sql
-from taskqueue.storage.sqlite.transaction import load_keys, load_tasks
+from taskqueue.storage.sqlite.tables import load_keys, load_tasks
 
 CACHE_KIB: Final = 8 * 1024
 BUSY_MS: Final = 2_000
@@ -83,6 +83,11 @@ class Reader:
                 (task.seq,),
             )
         return TaskDetail(task, result, [Failure(*row) for row in failures])
+
+    def look(self, ids: Sequence[str]) -> list[Task]:
+        """How these tasks stand."""
+        with self._snapshot() as connection:
+            return load_tasks(connection, sql.LOAD, (msgspec.json.encode(list(ids)).decode(),))
 
     def payload(self, task_id: str) -> bytes | None:
         """The bytes of a task, checked."""

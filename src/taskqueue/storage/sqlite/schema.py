@@ -6,18 +6,10 @@ from typing import Final
 import apsw
 
 from taskqueue.core.errors import StorageRefused
+from taskqueue.storage.migrations import newest_of, numbered_files
 from taskqueue.storage.sqlite.statements import row_of
 
-_FOLDER: Final = resources.files("taskqueue.storage.sqlite") / "migrations"
-
-
-def known_migrations() -> list[tuple[int, str]]:
-    """Version and SQL of every migration, oldest first."""
-    files = sorted(
-        (file for file in _FOLDER.iterdir() if file.name.endswith(".sql")),
-        key=lambda file: file.name,
-    )
-    return [(int(file.name[:4]), file.read_text()) for file in files]
+MIGRATIONS: Final = numbered_files(resources.files("taskqueue.storage.sqlite") / "migrations")
 
 
 def known_commit(connection: apsw.Connection) -> int:
@@ -33,14 +25,13 @@ def migrate(connection: apsw.Connection) -> None:
     Raises StorageRefused if the database is newer than this release.
     """
     version = int(row_of(connection, "PRAGMA user_version")[0])
-    migrations = known_migrations()
-    newest = migrations[-1][0]
+    newest = newest_of(MIGRATIONS)
     if version > newest:
         raise StorageRefused(
             f"the database has schema {version}, this release knows {newest}; "
             "start it with the release that last used it, or a newer one"
         )
-    for number, sql in migrations:
+    for number, sql in MIGRATIONS:
         if number > version:
             with connection:
                 connection.execute(sql)

@@ -22,7 +22,8 @@ from taskqueue.storage.sqlite import statements as sql
 from taskqueue.storage.sqlite.folder import DataFolder, FileIdentity, identity
 from taskqueue.storage.sqlite.mark import CommitMark
 from taskqueue.storage.sqlite.schema import known_commit, migrate
-from taskqueue.storage.sqlite.transaction import Transaction
+from taskqueue.storage.sqlite.tables import SqliteTables
+from taskqueue.storage.transaction import Transaction, carried_out
 
 PAGE: Final = 4096
 CHECKPOINT_PAGES: Final = 8 * 1024 * 1024 // PAGE
@@ -93,11 +94,11 @@ class Writer:
         connection = self._healthy_connection()
         try:
             connection.execute("BEGIN IMMEDIATE")
-            transaction = Transaction(connection, batch, self._next_seq)
-            transaction.run()
+            transaction = Transaction(SqliteTables(connection, self._next_seq), batch)
+            carried_out(transaction.run())
             if not transaction.has_changed and not self._must_prove:
                 connection.execute("ROLLBACK")
-                return self._told(transaction)
+                return transaction.told(self._pending)
             connection.execute(
                 sql.NOTE_COMMIT, (self._commit_number + 1, transaction.work.next_seq)
             )
@@ -112,7 +113,7 @@ class Writer:
                 retry_after=1.0,
             ) from error
         self._commit(connection, transaction)
-        return self._told(transaction)
+        return transaction.told(self._pending)
 
     def checkpoint(self) -> None:
         """Bring the log into the database, so that it can start over."""
@@ -231,15 +232,6 @@ class Writer:
         connection, self._connection = self._connection, None
         if connection is not None:
             _drop(connection)
-
-    def _told(self, transaction: Transaction) -> Applied:
-        return Applied(
-            outcomes=transaction.outcomes,
-            moved=transaction.work.moved,
-            ready=transaction.ready(),
-            next_due=transaction.next_due,
-            pending=self._pending,
-        )
 
 
 def open_for_writing(folder: DataFolder) -> apsw.Connection:
