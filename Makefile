@@ -9,7 +9,7 @@ export PATH := $(CURDIR)/.tools/bin:$(CURDIR)/$(BIN):$(PATH)
 # The sandbox in which a test listens may have no other address.
 export NO_PROXY := 127.0.0.1,localhost
 
-.PHONY: help setup run test lint format bench chaos fuzz proto lock clean
+.PHONY: help setup run test lint format bench chaos ha-demo ha-drill fuzz proto lock clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -52,6 +52,12 @@ bench: setup ## Measure rates and latencies on this machine (BENCH_ARGS="--only 
 
 chaos: setup ## Kill broker and workers at random and check that nothing is lost (CHAOS_ARGS="--kills 100")
 	$(BIN)/python -m tests.chaos.run $(CHAOS_ARGS)
+
+ha-demo: setup .tools/.complete ## Run three PostgreSQL nodes, three brokers and workers (HA_ARGS="--seconds 60")
+	@exec $(BIN)/python -m examples.ha $(HA_ARGS)
+
+ha-drill: setup .tools/.complete ## Kill them one after the other and check that nothing is lost (HA_ARGS="--rounds 1")
+	$(BIN)/python -m tests.ha.drill $(HA_ARGS)
 
 fuzz: setup ## Send anything to every port, for some minutes
 	$(BIN)/python -m tests.fuzz.resp --inputs 1000000

@@ -38,9 +38,9 @@ class NativeDoor:
         self._parts = AsyncExitStack()
 
     @property
-    def address(self) -> BrokerAddress:
+    def addresses(self) -> list[BrokerAddress]:
         """Where it listens, as the SDK says it inside."""
-        return BrokerAddress("127.0.0.1", self.port)
+        return [BrokerAddress("127.0.0.1", self.port)]
 
     @property
     def url(self) -> str:

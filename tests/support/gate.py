@@ -7,6 +7,7 @@ from taskqueue.core.audit import AuditEntry
 from taskqueue.core.batch import Applied, Batch, Minute
 from taskqueue.core.keys import Key
 from taskqueue.core.task import Status, Task, TaskDetail
+from taskqueue.storage.cluster import Alone, Cluster
 from taskqueue.storage.port import Count, Storage, TaskQuery, Totals
 from tests.support.model import ModelStorage
 
@@ -28,6 +29,7 @@ class GatedStorage(Storage):
     """Holds each batch until `commit` or `fail`; every outcome is 0, every read finds nothing."""
 
     def __init__(self) -> None:
+        self.cluster: Cluster = Alone()
         self.batches: list[Batch] = []
         self._gate: asyncio.Future[None] | None = None
 
@@ -54,6 +56,9 @@ class GatedStorage(Storage):
 
     async def get(self, task_id: str) -> TaskDetail | None:
         return None
+
+    async def look(self, ids: Sequence[str]) -> list[Task]:
+        return []
 
     async def payload(self, task_id: str) -> bytes | None:
         return None

@@ -45,6 +45,7 @@ from taskqueue.core.errors import (
 from taskqueue.core.keys import Key, Permission
 from taskqueue.core.repeats import Repeat
 from taskqueue.core.task import ClaimedTask, Event, Failure, Status, Task, TaskDetail, Tier
+from taskqueue.storage.cluster import Alone, Cluster
 from taskqueue.storage.port import Count, Storage, TaskQuery, Totals
 
 WAITING = (Status.PENDING, Status.FAILED)
@@ -57,6 +58,7 @@ class ModelStorage(Storage):
     """A storage that forgets everything when it is dropped."""
 
     def __init__(self) -> None:
+        self.cluster: Cluster = Alone()
         self.tasks: dict[str, Task] = {}
         self.payloads: dict[str, bytes] = {}
         self.results: dict[str, bytes] = {}
@@ -432,6 +434,9 @@ class ModelStorage(Storage):
         if task is None:
             return None
         return TaskDetail(task, self.results.get(task_id), self.failures[task_id])
+
+    async def look(self, ids: Sequence[str]) -> list[Task]:
+        return [task for task in self.tasks.values() if task.id in ids]
 
     async def payload(self, task_id: str) -> bytes | None:
         return self.payloads.get(task_id)

@@ -12,13 +12,17 @@ from taskqueue.core.errors import TaskQueueError
 from taskqueue.core.task import ClaimedTask, Task, TaskDetail
 from taskqueue.storage.engines import open_storage
 from taskqueue.storage.port import Storage
+from taskqueue.storage.postgres.connections import database_at
+from taskqueue.storage.postgres.engine import PostgresStorage
 from tests.support.model import ModelStorage
+from tests.support.postgres import RELEASES, a_database, shared_server
 from tests.support.tasks import a_submit
 
-ENGINES: dict[str, Callable[[Path], Storage]] = {
+EMBEDDED: dict[str, Callable[[Path], Storage]] = {
     "model": lambda _folder: ModelStorage(),
     "sqlite": open_storage,
 }
+ENGINES = (*EMBEDDED, *(f"postgresql-{release}" for release in RELEASES))
 
 
 class Queue:
@@ -74,13 +78,23 @@ class Queue:
 
 
 @asynccontextmanager
+async def a_storage(engine: str, folder: Path) -> AsyncIterator[Storage]:
+    """An engine with nothing in it, not open yet."""
+    if engine in EMBEDDED:
+        yield EMBEDDED[engine](folder)
+        return
+    with shared_server(engine.removeprefix("postgresql-")) as server:
+        async with a_database(server) as dsn:
+            yield PostgresStorage(database_at(dsn))
+
+
+@asynccontextmanager
 async def a_queue(engine: str, folder: Path) -> AsyncIterator[Queue]:
     """An empty queue on an engine; at the end its counters must equal its rows."""
-    storage = ENGINES[engine](folder)
-    await storage.open()
-    queue = Queue(storage, ManualClock())
-    try:
-        yield queue
-        assert await storage.audit() == []
-    finally:
-        await storage.close()
+    async with a_storage(engine, folder) as storage:
+        await storage.open()
+        try:
+            yield Queue(storage, ManualClock())
+            assert await storage.audit() == []
+        finally:
+            await storage.close()

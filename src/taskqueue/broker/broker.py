@@ -14,9 +14,11 @@ from typing import Annotated, Final
 from msgspec import Meta, Struct
 
 from taskqueue.broker.access import ANYBODY, Access, AccessSettings, Caller
+from taskqueue.broker.cursors import read_cursor, write_cursor
 from taskqueue.broker.keys import Keys
 from taskqueue.broker.ledger import Ledger
 from taskqueue.broker.metrics import Metrics
+from taskqueue.broker.neighbours import Neighbours
 from taskqueue.broker.updates import Updates
 from taskqueue.broker.upkeep import Upkeep
 from taskqueue.broker.waiting import ClaimRoom, EndWatch
@@ -44,6 +46,7 @@ from taskqueue.core.errors import (
 from taskqueue.core.ids import canonical_task_id, new_task_id
 from taskqueue.core.repeats import Repeat
 from taskqueue.core.task import ClaimedTask, Event, Status, Task, TaskDetail, Tier
+from taskqueue.storage.cluster import ClusterView
 from taskqueue.storage.port import Count, Storage, TaskQuery, Totals
 from taskqueue.wire import messages as m
 
@@ -107,15 +110,18 @@ class Broker:
         self._reading = asyncio.Semaphore(MOST_READS)
         self._ledger.companions = self._claims.companions
         self._ledger.on_commit = self._on_commit
+        self._neighbours = Neighbours(storage, self.upkeep, self._claims, self._watch, self.updates)
 
     async def open(self) -> None:
         """Learn how full the queue is and who has keys; call it once before any operation."""
         await self.access.open()
         self._pending = await self._storage.count(Status.PENDING, None)
+        self._neighbours.listen()
 
     async def close(self) -> None:
         """Answer everybody who waits, settle what was taken, take nothing more."""
         self.upkeep.close()
+        self._neighbours.close()
         self._claims.close()
         self._watch.close()
         self.updates.close()
@@ -154,7 +160,7 @@ class Broker:
         if request.cursor is not None:
             if request.offset:
                 raise InvalidRequest("offset cannot go with a cursor; leave it out", field="offset")
-            before = _read_cursor(request.cursor, request)
+            before = read_cursor(request.cursor, request)
         tasks = await self._storage.find(
             TaskQuery(request.status, request.task_type, request.limit, request.offset, before)
         )
@@ -165,7 +171,7 @@ class Broker:
             total=total,
             limit=request.limit,
             offset=request.offset,
-            next_cursor=_write_cursor(tasks[-1].seq, request) if is_full else None,
+            next_cursor=write_cursor(tasks[-1].seq, request) if is_full else None,
         )
 
     def cancel(self, request: m.TaskRequest, caller: Caller = ANYBODY) -> asyncio.Future[Task]:
@@ -201,14 +207,20 @@ class Broker:
         )
 
     async def health(self, _request: m.NoRequest, _caller: Caller = ANYBODY) -> m.HealthReply:
-        """Whether the broker can do its work: with an embedded engine, whether it can write."""
+        """Whether the broker can do its work: whether what it writes would be confirmed."""
+        cluster = self._storage.cluster
+        is_healthy = self._ledger.is_writable and cluster.complaint is None
         return m.HealthReply(
-            status="healthy" if self._ledger.is_writable else "degraded",
-            is_leader=True,
+            status="healthy" if is_healthy else "degraded",
+            is_leader=cluster.is_leader,
             connected_workers=len(self.workers),
             pending_tasks=self._pending,
-            cluster_healthy=self._ledger.is_writable,
+            cluster_healthy=is_healthy,
         )
+
+    async def cluster(self, _request: m.NoRequest, _caller: Caller = ANYBODY) -> ClusterView:
+        """The brokers and the database under them."""
+        return await self._storage.cluster.view()
 
     def claim(
         self, request: m.ClaimRequest, caller: Caller = ANYBODY
@@ -305,6 +317,7 @@ class Broker:
                 self.metrics.attempt_ended(task.task_type, seconds)
         if applied.ready:
             self._claims.wake(applied.ready)
+        self._storage.cluster.tell(applied)
 
     def _submission(self, request: m.SubmitRequest, caller: Caller) -> Submit:
         if caller.scope:
@@ -382,7 +395,7 @@ class Broker:
         ]
         if unknown:
             await self.upkeep.take_back(
-                unknown, Event.LOSE, "the worker does not know of this claim"
+                unknown, Event.LOSE, "the worker does not know of this claim", is_chore=False
             )
         return [task_id for task_id, token in named.items() if tokens.get(task_id) != token]
 
@@ -418,24 +431,3 @@ def _run_at(request: m.SubmitRequest, now: int) -> int:
         raise InvalidRequest(
             "schedule_at must lie between the years 1 and 9999 in UTC", field="schedule_at"
         ) from None
-
-
-def _write_cursor(seq: int, request: m.ListRequest) -> str:
-    return f"{seq:x}-{_cursor_check(seq, request):08x}"
-
-
-def _read_cursor(cursor: str, request: m.ListRequest) -> int:
-    digits, _, _check = cursor.partition("-")
-    try:
-        seq = int(digits, 16)
-    except ValueError:
-        seq = -1
-    if seq < 0 or cursor != _write_cursor(seq, request):
-        raise InvalidRequest(
-            "cursor must be the next_cursor of a page with the same filters", field="cursor"
-        )
-    return seq
-
-
-def _cursor_check(seq: int, request: m.ListRequest) -> int:
-    return zlib.crc32(f"{seq}|{request.status}|{request.task_type}".encode())

@@ -7,6 +7,7 @@ an outcome before the transaction that holds it is durable.
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final, Protocol
 
 import structlog
@@ -14,7 +15,7 @@ import structlog
 from taskqueue.broker.metrics import Metrics
 from taskqueue.core.batch import Applied, Batch
 from taskqueue.core.clock import SECOND, Clock
-from taskqueue.core.commands import Command, Complete, Submit
+from taskqueue.core.commands import Command, Complete, Promote, Submit
 from taskqueue.core.errors import BrokerUnavailable, InternalError, TaskQueueError
 from taskqueue.storage.port import Storage
 
@@ -89,6 +90,11 @@ class Ledger:
         self._receivers.append(receiver)
         if self._committing is None:
             self._committing = asyncio.get_running_loop().create_task(self._commit_all())
+
+    async def prove(self) -> None:
+        """Find out whether anything can be written again."""
+        with suppress(BrokerUnavailable):  # its outcome is not what is asked for
+            await self.record(Promote(0))
 
     async def close(self) -> None:
         """Take nothing more, and return once all that was taken is settled."""

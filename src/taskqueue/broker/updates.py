@@ -6,7 +6,7 @@ against what it read, so that nothing is told twice and nothing is missed.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
@@ -82,6 +82,7 @@ class Subscription:
         self._queue: deque[Change] = deque()
         self._number = 0
         self._known: Task | None = None
+        self._latest: Task | None = None
         self._is_abreast = False
         self._error: TaskQueueError | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -89,6 +90,7 @@ class Subscription:
     def begin(self, known: Task) -> None:
         """The follower knows how the task stood at some moment since it subscribed."""
         self._known = known
+        self._latest = known
         early, self._early = self._early, []
         self._number = 0
         for group in early:
@@ -98,6 +100,7 @@ class Subscription:
         """Take what one transaction made of the task."""
         if self._error is not None or self._is_known(group):
             return
+        self._latest = group[-1].task
         if self._number + len(group) > MOST_BEHIND:
             self._cut_off()
         elif self._known is None:
@@ -107,6 +110,11 @@ class Subscription:
             self._queue.extend(group)
             self._number += len(group)
             self._wake()
+
+    def see(self, change: Change) -> None:
+        """The task stands like this, by another broker's doing; what lay between is not known."""
+        if self._latest is not None and _place(self._latest) < _place(change.task):
+            self.put([change])
 
     async def next(self) -> Change:
         """The next change. Raises QueueDepthExceeded if too many were left, and what `end` was."""
@@ -190,6 +198,18 @@ class Updates:
         for task_id, group in groups.items():
             for subscription in self._followers[task_id]:
                 subscription.put(group)
+
+    @property
+    def followed(self) -> Iterable[str]:
+        """The ids of the tasks that somebody follows."""
+        return self._followers.keys()
+
+    def see(self, tasks: Iterable[Task]) -> None:
+        """Pass on how tasks stand that another broker may have changed."""
+        for task in tasks:
+            change = Change(task, self._storage)
+            for subscription in self._followers.get(task.id, ()):
+                subscription.see(change)
 
     def close(self) -> None:
         """Tell everybody that nothing more will come."""

@@ -27,6 +27,9 @@ ROUND: Final = 1.0
 LONGEST_HICCUP: Final = 2 * SECOND
 """A round later than this means that the process stood still; leases are not to suffer for it."""
 
+ADOPTION_ROUNDS: Final = 10
+"""In each so many-th round it is looked for holders of tasks that nobody has heard of."""
+
 PROMOTE_SLICE: Final = 500
 PURGE_SLICE: Final = 200
 TAKE_BACK_SLICE: Final = 500
@@ -55,34 +58,52 @@ class Upkeep:
         self.chores: list[Callable[[], Awaitable[None]]] = []
         """What others want done in each round."""
         self._latest_round = clock.steady()
+        self._shared_until = clock.steady()
+        self._rounds = 0
+        self._was_leader = False
 
     async def run(self) -> None:
         """Do the chores for ever."""
-        self._next_due = await self._storage.next_due()
-        self._set_due_timer()
         while True:
-            await asyncio.sleep(ROUND)
             try:
                 await self.round()
             except TaskQueueError as error:
                 log.warning("housekeeping failed, next round follows", error=error.message)
+            await asyncio.sleep(ROUND)
 
     async def round(self) -> None:
         """One round of all chores."""
         self._forgive_stall()
         if not self._ledger.is_writable:
-            await self._ledger.record(Promote(0))
-        self._set_due_timer()
-        await self._adopt_unknown_holders()
-        await self._take_back_lost()
-        await self._take_back_overdue()
-        await self._purge()
+            await self._ledger.prove()
+        await self._share_beats()
+        if self._storage.cluster.is_leader:
+            await self._lead()
+        else:
+            self._workers.forget_silent(self._workers.lease)
+        self._was_leader = self._storage.cluster.is_leader
         for chore in self.chores:
             await chore()
 
+    async def _lead(self) -> None:
+        """The chores that one broker does for all."""
+        if not self._was_leader:
+            self._rounds = 0
+            self._next_due = await self._storage.next_due()
+        self._set_due_timer()
+        if self._rounds % ADOPTION_ROUNDS == 0:
+            await self._adopt_unknown_holders()
+        self._rounds += 1
+        await self._take_back_lost()
+        await self._take_back_overdue()
+        await self._purge()
+
     def note(self, _batch: Batch, applied: Applied) -> None:
         """Remember the earliest moment at which a waiting task becomes claimable."""
-        due = applied.next_due
+        self.note_due(applied.next_due)
+
+    def note_due(self, due: int | None) -> None:
+        """A task becomes claimable at this moment."""
         if due is not None and (self._next_due is None or due < self._next_due):
             self._next_due = due
             self._set_due_timer()
@@ -126,6 +147,8 @@ class Upkeep:
 
     def _promote_if_due(self) -> None:
         due = self._next_due is not None and self._next_due <= self._clock.wall()
+        if not self._storage.cluster.is_leader:
+            return  # whoever leads next asks the storage
         if due and (self._promoting is None or self._promoting.done()):
             self._promoting = asyncio.get_running_loop().create_task(self._promote_all())
         elif not due:
@@ -134,6 +157,11 @@ class Upkeep:
     async def _promote_all(self) -> None:
         await self.promote()
         self._set_due_timer()
+
+    async def _share_beats(self) -> None:
+        """Let the brokers know which workers live: a worker may talk to any of them."""
+        since, self._shared_until = self._shared_until, self._clock.steady()
+        self._workers.note(await self._storage.cluster.exchange(self._workers.heard(since)))
 
     async def _adopt_unknown_holders(self) -> None:
         # After a restart the leases are not known: each holder gets one whole lease to come back.
@@ -161,11 +189,20 @@ class Upkeep:
         overdue = await self._storage.overdue(self._clock.steady(), TAKE_BACK_SLICE)
         await self.take_back(overdue, Event.TIME_OUT, "the attempt passed its deadline")
 
-    async def take_back(self, tasks: Iterable[Task], why: Event, message: str) -> None:
+    async def take_back(
+        self, tasks: Iterable[Task], why: Event, message: str, *, is_chore: bool = True
+    ) -> None:
         """End the attempts of `tasks`, unless they have ended meanwhile."""
         words = [
             self._ledger.record(
-                TakeBack(task.id, task.token, why, message, self._random.uniform(-1, 1))
+                TakeBack(
+                    task.id,
+                    task.token,
+                    why,
+                    message,
+                    self._random.uniform(-1, 1),
+                    is_chore=is_chore,
+                )
             )
             for task in tasks
         ]

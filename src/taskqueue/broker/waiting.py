@@ -6,16 +6,20 @@ that became claimable in other ways wake the claims that want them.
 """
 
 import asyncio
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, Final
 
 from taskqueue.broker.ledger import Ledger, Receiver
 from taskqueue.core.batch import Applied, Batch
 from taskqueue.core.commands import Claim, Command, Release, Submit
 from taskqueue.core.errors import BrokerUnavailable
-from taskqueue.core.task import ClaimedTask
+from taskqueue.core.task import ClaimedTask, Task
+
+MOST_NEWS: Final = 10_000
+"""Task types of which it is remembered when others made some claimable."""
 
 
 class PendingClaim:
@@ -27,6 +31,8 @@ class PendingClaim:
         self.is_being_tried = True
         self.is_parked = False
         self.is_superseded = False
+        self.tried_at = 0
+        """The number of the news that were known when it was tried last."""
         self._room = room
         self._ends_at = ends_at
         self._timer: asyncio.TimerHandle | None = None
@@ -43,6 +49,9 @@ class PendingClaim:
             self._room.give_back(claimed)
         elif claimed or self._is_over:
             self.answer.set_result(claimed)
+        elif self._room.has_news_for(self):
+            self.is_being_tried = True
+            self._room.try_again(self)
         elif not self.is_parked:
             self.is_parked = True
             self._room.park(self)
@@ -85,6 +94,8 @@ class ClaimRoom:
         self._ledger = ledger
         self._parked: dict[str, dict[PendingClaim, None]] = {}
         self._repeatable: dict[tuple[str, str], PendingClaim] = {}
+        self._news: dict[str, int] = {}
+        self._news_number = 0
 
     def claim(self, claim: Claim, wait: float) -> asyncio.Future[list[ClaimedTask]]:
         """Try a claim now and, where there is nothing, for up to `wait` seconds.
@@ -94,10 +105,11 @@ class ClaimRoom:
         pending = PendingClaim(self, claim, self.loop.time() + wait)
         earlier = self._note_repeatable(pending)
         if earlier is None:
+            pending.tried_at = self._news_number
             self._ledger.post(claim, pending)
         else:
             # Its tasks, if it gets any, must be on record before the repeat asks for them.
-            earlier.answer.add_done_callback(lambda _answer: self._try(pending))
+            earlier.answer.add_done_callback(lambda _answer: self.try_again(pending))
             earlier.supersede()
         return pending.answer
 
@@ -131,9 +143,30 @@ class ClaimRoom:
     def wake(self, ready: Mapping[str, int]) -> None:
         """Try the claims again that want what has become claimable."""
         for pending in self._call(ready):
-            self._try(pending)
+            self.try_again(pending)
 
-    def _try(self, pending: PendingClaim) -> None:
+    def wake_all(self) -> None:
+        """Try every parked claim again: something may have become claimable for any of them."""
+        self.wake(dict.fromkeys(list(self._parked), sys.maxsize))
+
+    def hear(self, ready: Mapping[str, int]) -> None:
+        """Another broker made tasks claimable; a claim that is being tried may have missed them."""
+        self._news_number += 1
+        if len(self._news) > MOST_NEWS:
+            self._news.clear()
+        self._news.update(dict.fromkeys(ready, self._news_number))
+        self.wake(ready)
+
+    def has_news_for(self, pending: PendingClaim) -> bool:
+        """Whether others made tasks claimable for it since it was tried."""
+        return any(
+            self._news.get(task_type, 0) > pending.tried_at
+            for task_type in pending.claim.task_types
+        )
+
+    def try_again(self, pending: PendingClaim) -> None:
+        """Carry a claim out with the next transaction."""
+        pending.tried_at = self._news_number
         try:
             self._ledger.post(pending.claim, pending)
         except BrokerUnavailable as error:
@@ -202,12 +235,21 @@ class EndWatch:
             if not watchers:
                 self._watchers.pop(task_id, None)
 
+    @property
+    def watched(self) -> Iterable[str]:
+        """The ids of the tasks that somebody waits for."""
+        return self._watchers.keys()
+
     def tell(self, _batch: Batch, applied: Applied) -> None:
         """Wake those whose tasks a transaction has ended."""
         if self._watchers:
-            for task in applied.moved:
-                if task.is_terminal:
-                    self._wake(self._watchers.get(task.id, ()))
+            self.see(applied.moved)
+
+    def see(self, tasks: Iterable[Task]) -> None:
+        """Wake those whose tasks, which stand like this, have ended."""
+        for task in tasks:
+            if task.is_terminal:
+                self._wake(self._watchers.get(task.id, ()))
 
     def close(self) -> None:
         """Wake everybody, and let nobody wait from now on."""

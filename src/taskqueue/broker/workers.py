@@ -1,5 +1,7 @@
 """The leases of workers: how long each one may stay silent before its tasks are taken back."""
 
+from collections.abc import Mapping
+
 from msgspec import Struct
 
 from taskqueue.core.clock import Clock
@@ -41,6 +43,34 @@ class Workers:
     def forget(self, worker_id: str) -> None:
         """Drop a worker that left or whose tasks have been taken back."""
         self._workers.pop(worker_id, None)
+
+    def heard(self, since: int) -> dict[str, int]:
+        """The workers heard of since a moment, and how many microseconds ago that was."""
+        now = self._clock.steady()
+        return {
+            worker_id: now - heard
+            for worker_id, worker in self._workers.items()
+            if (heard := worker.lease_until - self.lease) >= since
+        }
+
+    def note(self, ages: Mapping[str, int]) -> None:
+        """Others have heard of these workers, so many microseconds ago."""
+        now = self._clock.steady()
+        for worker_id, age in ages.items():
+            lease_until = now - age + self.lease
+            worker = self._workers.get(worker_id)
+            if worker is not None:
+                worker.lease_until = max(worker.lease_until, lease_until)
+            elif lease_until > now:
+                self._workers[worker_id] = Worker(since=now - age, lease_until=lease_until)
+
+    def forget_silent(self, margin: int) -> None:
+        """Drop the workers whose lease ran out so long ago: another broker has seen to them."""
+        limit = self._clock.steady() - margin
+        for worker_id in [
+            name for name, worker in self._workers.items() if worker.lease_until <= limit
+        ]:
+            del self._workers[worker_id]
 
     def silent(self) -> list[str]:
         """The workers whose lease has run out."""

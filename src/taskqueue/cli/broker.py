@@ -4,6 +4,7 @@ import os
 import sys
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import uvloop
 from cyclopts import Parameter
@@ -13,6 +14,7 @@ from taskqueue.server.logs import set_up_logs
 from taskqueue.server.server import Endpoints
 from taskqueue.server.server import serve as run_broker
 from taskqueue.settings.sources import Loaded, load_settings
+from taskqueue.settings.tree import Settings
 
 
 def serve(
@@ -21,6 +23,12 @@ def serve(
     native: Annotated[str | None, Parameter(help="HOST:PORT of the native door")] = None,
     grpc: Annotated[str | None, Parameter(help="HOST:PORT of the gRPC door")] = None,
     data: Annotated[str | None, Parameter(help="folder in which tasks are kept")] = None,
+    engine: Annotated[
+        str | None, Parameter(help="postgresql://… of the database that several brokers share")
+    ] = None,
+    advertise: Annotated[
+        str | None, Parameter(help="HOST:PORT at which other machines reach the native door")
+    ] = None,
     rate_limit: Annotated[
         int | None, Parameter(help="requests a second per key or address, 0 for no limit")
     ] = None,
@@ -42,6 +50,8 @@ def serve(
         "native.listen": native,
         "grpc.listen": grpc,
         "data.folder": data,
+        "storage.engine": engine,
+        "storage.advertise": advertise,
         "access.rate_limit": rate_limit,
         "access.required": require_key,
         "tls.cert": tls_cert,
@@ -62,7 +72,7 @@ def greet(endpoints: Endpoints, loaded: Loaded) -> None:
     scheme = "https" if settings.tls.cert else "http"
     _tell(
         f"taskqueue listens: REST {scheme}://{endpoints.http}  native {endpoints.native}  "
-        f"gRPC {endpoints.grpc}  data {settings.data.folder}"
+        f"gRPC {endpoints.grpc}  data {place_of(settings)}"
     )
     far = [str(address) for address in endpoints if not _is_near(address.host)]
     if far and not settings.tls.cert:
@@ -75,6 +85,14 @@ def greet(endpoints: Endpoints, loaded: Loaded) -> None:
     origin = loaded.values["access.bootstrap_key"].origin
     if Path(origin).is_file() and Path(origin).stat().st_mode & 0o077:
         _tell(f"WARNING: others can read {origin}, which has a key; chmod 600 it")
+
+
+def place_of(settings: Settings) -> str:
+    """Where a broker keeps its tasks, without any password."""
+    if not settings.storage.engine:
+        return settings.data.folder
+    parts = urlsplit(settings.storage.engine)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def _is_near(host: str) -> bool:

@@ -36,12 +36,14 @@ class Clock(Protocol):
 class SystemClock:
     """The machine's own clocks."""
 
-    def __init__(self) -> None:
+    def __init__(self, offset: int = 0) -> None:
+        """`offset` in microseconds is by how much a clock that is shared with others is ahead."""
+        self._offset = offset
         self._latest_wall = 0
-        self._anchor = time.time_ns() // 1_000 - time.monotonic_ns() // 1_000
+        self._anchor = self._system() - time.monotonic_ns() // 1_000
 
     def wall(self) -> int:
-        self._latest_wall = max(self._latest_wall, time.time_ns() // 1_000)
+        self._latest_wall = max(self._latest_wall, self._system())
         return self._latest_wall
 
     def steady(self) -> int:
@@ -49,6 +51,9 @@ class SystemClock:
 
     def forgive(self, microseconds: int) -> None:
         self._anchor -= microseconds
+
+    def _system(self) -> int:
+        return time.time_ns() // 1_000 + self._offset
 
 
 class ManualClock:

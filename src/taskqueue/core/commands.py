@@ -78,7 +78,10 @@ class Release(Struct, frozen=True):
 
 
 class TakeBack(Struct, frozen=True):
-    """The broker ends an attempt: its worker is gone (LOSE) or its deadline passed (TIME_OUT)."""
+    """The broker ends an attempt: its worker is gone (LOSE) or its deadline passed (TIME_OUT).
+
+    `is_chore` says that it is housekeeping, which only the leader may do.
+    """
 
     task_id: str
     token: int
@@ -86,6 +89,7 @@ class TakeBack(Struct, frozen=True):
     message: str
     spread: float = 0.0
     scope: str = ""
+    is_chore: bool = False
 
 
 class Cancel(Struct, frozen=True):

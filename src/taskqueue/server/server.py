@@ -10,6 +10,7 @@ import resource
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
@@ -24,6 +25,7 @@ from taskqueue.doors.rest import RestDoor
 from taskqueue.settings.address import Address, parse_address
 from taskqueue.settings.errors import SettingsError
 from taskqueue.settings.tree import Settings, TlsSettings
+from taskqueue.storage.cluster import Presence
 from taskqueue.storage.engines import open_storage
 
 SECONDS_OF_DAY: Final = 86_400
@@ -84,13 +86,21 @@ async def serve(settings: Settings, on_ready: Callable[[Endpoints], None]) -> No
 @asynccontextmanager
 async def running(settings: Settings, tls: "Tls | None" = None) -> AsyncIterator[Endpoints]:
     """A broker that runs for the length of the block."""
-    storage = open_storage(Path(settings.data.folder))
+    storage = open_storage(Path(settings.data.folder), settings.storage.engine)
     await storage.open()
     try:
-        broker = Broker(storage, SystemClock(), settings.broker, Metrics(), settings.access)
+        clock = SystemClock(await storage.cluster.clock_offset(SystemClock().wall))
+        broker = Broker(storage, clock, settings.broker, Metrics(), settings.access)
         await broker.open()
         async with _listening(broker, settings, tls) as endpoints, asyncio.TaskGroup() as parts:
             chores = broker.upkeep.run(), broker.access.run(), _watch_over(tls)
+            storage.cluster.introduce(
+                Presence(
+                    address=settings.storage.advertise or str(endpoints.native),
+                    http=str(endpoints.http),
+                    version=version("taskqueue"),
+                )
+            )
             at_work = [parts.create_task(chore) for chore in chores]
             try:
                 yield endpoints

@@ -20,12 +20,13 @@ SHORT_NAMES: Final = {
     "TQ_NATIVE": "native.listen",
     "TQ_GRPC": "grpc.listen",
     "TQ_DATA": "data.folder",
+    "TQ_ENGINE": "storage.engine",
     "TQ_RATE_LIMIT": "access.rate_limit",
     "TQ_BOOTSTRAP_KEY": "access.bootstrap_key",
 }
 """Environment variables that are shorter than their setting's path."""
 
-SECRETS: Final = frozenset({"access.bootstrap_key"})
+SECRETS: Final = frozenset({"access.bootstrap_key", "storage.engine"})
 """Settings whose values are never shown."""
 
 OTHERS_VARIABLES: Final = frozenset({"TQ_URL", "TQ_API_KEY", "TQ_CONFIG", "TQ_LOG"})

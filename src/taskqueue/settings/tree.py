@@ -40,6 +40,24 @@ class DataSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     )
 
 
+class StorageSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which engine keeps the tasks, and how the other brokers on it reach this one."""
+
+    engine: Annotated[
+        str,
+        Meta(
+            pattern=r"^$|^postgres(ql)?://.+",
+            description="postgresql://… for a database that brokers share; empty for the folder",
+        ),
+    ] = ""
+    advertise: Annotated[
+        str,
+        Meta(
+            description="HOST:PORT at which others reach the native door, if not where it listens"
+        ),
+    ] = ""
+
+
 class LogSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is logged, and how."""
 
@@ -69,6 +87,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     native: NativeSettings = field(default_factory=NativeSettings)
     grpc: GrpcDoorSettings = field(default_factory=GrpcDoorSettings)
     data: DataSettings = field(default_factory=DataSettings)
+    storage: StorageSettings = field(default_factory=StorageSettings)
     log: LogSettings = field(default_factory=LogSettings)
     broker: BrokerSettings = field(default_factory=BrokerSettings)
     access: AccessSettings = field(default_factory=AccessSettings)

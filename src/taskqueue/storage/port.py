@@ -13,6 +13,7 @@ from taskqueue.core.audit import AuditEntry
 from taskqueue.core.batch import Applied, Batch, CounterKey, Minute
 from taskqueue.core.keys import Key
 from taskqueue.core.task import Status, Task, TaskDetail
+from taskqueue.storage.cluster import Cluster
 
 
 class TaskQuery(Struct, frozen=True):
@@ -44,6 +45,9 @@ class Totals(Struct, frozen=True):
 class Storage(Protocol):
     """An engine. Methods raise BrokerUnavailable when the storage cannot be reached."""
 
+    cluster: Cluster
+    """The other brokers on the same engine."""
+
     async def open(self) -> None:
         """Take possession of the storage and bring its schema up to date."""
         ...
@@ -66,6 +70,10 @@ class Storage(Protocol):
 
     async def get(self, task_id: str) -> TaskDetail | None:
         """One task with its result and failures. Raises DataDamaged for damaged bytes."""
+        ...
+
+    async def look(self, ids: Sequence[str]) -> list[Task]:
+        """How these tasks stand, those of them that there are, in any order."""
         ...
 
     async def payload(self, task_id: str) -> bytes | None:

@@ -1,0 +1,1 @@
+"""Numbered SQL files, each one step of the schema; their order is that of their names."""

@@ -1,0 +1,77 @@
+"""Brings a database to the schema this release knows, all missing files in one transaction."""
+
+from importlib import resources
+from typing import Final
+
+from taskqueue.core.errors import StorageRefused
+from taskqueue.storage.migrations import newest_of, numbered_files
+from taskqueue.storage.postgres.connections import Connection
+
+SCHEMA: Final = "taskqueue"
+"""The schema of the database that everything is in."""
+
+MIGRATION_LOCK: Final = 0x7461736B71756575
+"""An advisory lock, held by whoever migrates."""
+
+EXISTS: Final = """
+    SELECT EXISTS (SELECT FROM pg_tables WHERE schemaname = $1 AND tablename = 'migrations')"""
+VERSION: Final = "SELECT coalesce(max(number), 0) FROM taskqueue.migrations"
+
+MIGRATIONS: Final = numbered_files(resources.files("taskqueue.storage.postgres") / "migrations")
+
+
+async def migrate(connection: Connection, *, dry_run: bool = False) -> list[int]:
+    """Carry out the migrations that are missing; returns their numbers.
+
+    Brokers that start at the same time wait for each other. With `dry_run` everything is carried
+    out and taken back. Raises StorageRefused if the database is newer than this release.
+    """
+    transaction = connection.transaction(isolation="read_committed")
+    await transaction.start()
+    try:
+        await connection.execute("SELECT pg_advisory_xact_lock($1)", MIGRATION_LOCK)
+        version = await schema_version(connection)
+        require_known(version)
+        missing = [(number, sql) for number, sql in MIGRATIONS if number > version]
+        if version == 0:
+            await _make_schema(connection)
+        await connection.execute(f"SET LOCAL search_path = {SCHEMA}")
+        for number, sql in missing:
+            await connection.execute(sql)
+            await connection.execute(
+                "INSERT INTO taskqueue.migrations (number) VALUES ($1)", number
+            )
+    except BaseException:
+        await transaction.rollback()
+        raise
+    if dry_run:
+        await transaction.rollback()
+    else:
+        await transaction.commit()
+    return [number for number, _ in missing]
+
+
+async def schema_version(connection: Connection) -> int:
+    """The number of the latest migration; 0 for a database without the schema."""
+    # Not by to_regclass: what that remembers may be older than the lock that was waited for.
+    if not await connection.fetchval(EXISTS, SCHEMA):
+        return 0
+    return int(await connection.fetchval(VERSION))
+
+
+def require_known(version: int) -> None:
+    """Raise StorageRefused if the database is newer than this release."""
+    newest = newest_of(MIGRATIONS)
+    if version > newest:
+        raise StorageRefused(
+            f"the database has schema {version}, this release knows {newest}; "
+            "start it with the release that last used it, or a newer one"
+        )
+
+
+async def _make_schema(connection: Connection) -> None:
+    await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
+    await connection.execute(
+        "CREATE TABLE taskqueue.migrations "
+        "(number integer PRIMARY KEY, at timestamptz NOT NULL DEFAULT clock_timestamp())"
+    )
