@@ -31,7 +31,9 @@ COMMANDS: Final = {
     "cancel": ("taskqueue.cli.tasks:cancel", "Cancel tasks that are not running."),
     "retry": ("taskqueue.cli.tasks:retry", "Put dead or cancelled tasks back in the queue."),
     "stats": ("taskqueue.cli.tasks:stats", "Show the queue in figures."),
+    "cluster": ("taskqueue.cli.cluster:cluster", "Show the brokers and the database under them."),
     "audit": ("taskqueue.cli.keys:audit", "List what operators did."),
+    "migrate": ("taskqueue.cli.migrate:migrate", "Bring the database to this release's schema."),
 }
 """Where each command is written, and what it does."""
 

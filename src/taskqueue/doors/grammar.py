@@ -195,6 +195,7 @@ GRAMMARS: Final = {
         Grammar(BY_NAME["cancel"], (_TASK_ID,), {}),
         Grammar(BY_NAME["retry"], (_TASK_ID,), {}),
         Grammar(BY_NAME["stats"], (), {}),
+        Grammar(BY_NAME["cluster"], (), {}),
         Grammar(BY_NAME["health"], (), {}),
         Grammar(
             BY_NAME["create_key"],

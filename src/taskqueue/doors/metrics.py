@@ -6,6 +6,7 @@ type is capped, so that a flood of types cannot make the page grow without end.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from itertools import accumulate
 from typing import Any, Final, TypeVar
 
@@ -23,9 +24,14 @@ from taskqueue.broker.metrics import MOST_TYPES, OTHER, Histogram, Metrics
 from taskqueue.core.clock import SECOND
 from taskqueue.core.errors import BrokerUnavailable
 from taskqueue.core.task import Status, Tier
+from taskqueue.storage.cluster import ClusterView
 from taskqueue.storage.port import Count, Totals
+from taskqueue.wire import messages as m
 
 Label = TypeVar("Label", Status, Tier)
+
+PRIMARY: Final = "primary"
+"""The role of the server that takes changes; all others follow it."""
 
 CONTENT_TYPE: Final = b"text/plain; version=0.0.4; charset=utf-8"
 
@@ -33,9 +39,10 @@ CONTENT_TYPE: Final = b"text/plain; version=0.0.4; charset=utf-8"
 class OwnNumbers(Collector):
     """What the broker counted since it started."""
 
-    def __init__(self, metrics: Metrics, worker_count: int) -> None:
+    def __init__(self, metrics: Metrics, worker_count: int, *, is_leader: bool) -> None:
         self._metrics = metrics
         self._worker_count = worker_count
+        self._is_leader = is_leader
 
     def collect(self) -> Iterator[Metric]:
         """The families, with their present values."""
@@ -56,6 +63,24 @@ class OwnNumbers(Collector):
             connections.add_metric([door], number_of())
         yield connections
         yield GaugeMetricFamily("tq_workers", "Workers with a live lease", self._worker_count)
+        yield GaugeMetricFamily(
+            "tq_is_leader", "Whether this broker does the housekeeping", self._is_leader
+        )
+
+
+class ClusterNumbers(Collector):
+    """What the broker knows of the others and of the database."""
+
+    def __init__(self, view: ClusterView) -> None:
+        self._view = view
+
+    def collect(self) -> Iterator[Metric]:
+        """The families, with their present values."""
+        yield GaugeMetricFamily(
+            "tq_brokers", "Brokers heard of in the last minute", len(self._view.brokers)
+        )
+        standbys = sum(node.role != PRIMARY for node in self._view.nodes)
+        yield GaugeMetricFamily("tq_standbys", "Standbys that follow the database", standbys)
 
 
 class StoredNumbers(Collector):
@@ -100,7 +125,8 @@ async def exposition(broker: Broker) -> bytes:
     """The page. While the storage cannot be read, its families are missing from it."""
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
-    registry.register(OwnNumbers(broker.metrics, len(broker.workers)))
+    health = await broker.health(m.NoRequest())
+    registry.register(OwnNumbers(broker.metrics, len(broker.workers), is_leader=health.is_leader))
     try:
         totals, counts = await broker.totals(), await broker.counts()
     except BrokerUnavailable:
@@ -109,6 +135,8 @@ async def exposition(broker: Broker) -> bytes:
         reachable = 1
         registry.register(StoredNumbers(totals, counts, broker.clock.wall()))
     registry.register(_StorageReachable(reachable))
+    with suppress(BrokerUnavailable):
+        registry.register(ClusterNumbers(await broker.cluster(m.NoRequest())))
     return generate_latest(registry)
 
 

@@ -33,6 +33,7 @@ from taskqueue.doors.faults import bare
 from taskqueue.doors.rest_input import LONGEST_WAIT, WAIT_PARAMETER, QueryReader, path_fields_of
 from taskqueue.wire import administration
 from taskqueue.wire import messages as m
+from taskqueue.wire.cluster import ClusterBrokerReply
 
 Json = dict[str, Any]
 
@@ -259,6 +260,7 @@ def _schemas(operations: Iterable[Operation]) -> Json:
         m.FailureReply,
         administration.KeyReply,
         administration.AuditEntryReply,
+        ClusterBrokerReply,
     ]
     for struct in [*structs, *inner]:
         if struct.__name__ in schemas:

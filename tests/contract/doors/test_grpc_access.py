@@ -28,6 +28,7 @@ NEEDED = {
     "GetTaskStatus": Permission.READ_TASKS,
     "ListTasks": Permission.READ_TASKS,
     "GetStats": Permission.READ_TASKS,
+    "GetCluster": Permission.READ_TASKS,
     "StreamTaskUpdates": Permission.READ_TASKS,
     "CancelTask": Permission.CANCEL_TASKS,
     "RetryTask": Permission.ADMIN,

@@ -144,6 +144,7 @@ TASK_QUEUE: Final = (
         "SubmitTasks", BY_NAME["submit_batch"], pb.SubmitTasksRequest, pb.SubmitTasksResponse
     ),
     Offer("RetryTask", BY_NAME["retry"], pb.RetryTaskRequest, pb.RetryTaskResponse),
+    Offer("GetCluster", BY_NAME["cluster"], pb.GetClusterRequest, pb.GetClusterResponse),
 )
 """The calls of the service TaskQueue, without its stream."""
 

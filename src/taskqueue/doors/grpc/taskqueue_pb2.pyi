@@ -819,6 +819,214 @@ class RetryTaskResponse(_message.Message):
 Global___RetryTaskResponse: _TypeAlias = RetryTaskResponse  # noqa: Y015
 
 @_typing.final
+class GetClusterRequest(_message.Message):
+    """Asks for the cluster."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetClusterRequest: _TypeAlias = GetClusterRequest  # noqa: Y015
+
+@_typing.final
+class GetClusterResponse(_message.Message):
+    """The brokers and the database under them, as the broker that answers sees them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IS_LEADER_FIELD_NUMBER: _builtins.int
+    LEADER_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
+    HEALTHY_FIELD_NUMBER: _builtins.int
+    COMPLAINT_FIELD_NUMBER: _builtins.int
+    QUORUM_FIELD_NUMBER: _builtins.int
+    BROKERS_FIELD_NUMBER: _builtins.int
+    DATABASE_FIELD_NUMBER: _builtins.int
+    is_leader: _builtins.bool
+    """Whether the broker that answers leads."""
+    term: _builtins.int
+    """Grows with each change of leaders."""
+    healthy: _builtins.bool
+    """Whether all is as it should be."""
+    complaint: _builtins.str
+    """Why it is not healthy; not set while it is."""
+    quorum: _builtins.int
+    """How many synchronous standbys each commit waits for."""
+    @_builtins.property
+    def leader(self) -> Global___ClusterLeader:
+        """Who does the housekeeping for all; not set while nobody does."""
+
+    @_builtins.property
+    def brokers(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClusterBroker]:
+        """The brokers that were heard of in the last minute."""
+
+    @_builtins.property
+    def database(self) -> _containers.RepeatedCompositeFieldContainer[Global___DatabaseNode]:
+        """The servers of the database; none with the embedded engine."""
+
+    def __init__(
+        self,
+        *,
+        is_leader: _builtins.bool = ...,
+        leader: Global___ClusterLeader | None = ...,
+        term: _builtins.int = ...,
+        healthy: _builtins.bool = ...,
+        complaint: _builtins.str | None = ...,
+        quorum: _builtins.int = ...,
+        brokers: _abc.Iterable[Global___ClusterBroker] | None = ...,
+        database: _abc.Iterable[Global___DatabaseNode] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_complaint", b"_complaint", "complaint", b"complaint", "leader", b"leader"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_complaint", b"_complaint", "brokers", b"brokers", "complaint", b"complaint", "database", b"database", "healthy", b"healthy", "is_leader", b"is_leader", "leader", b"leader", "quorum", b"quorum", "term", b"term"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__complaint: _TypeAlias = _typing.Literal["complaint"]  # noqa: Y015
+    _WhichOneofArgType__complaint: _TypeAlias = _typing.Literal["_complaint", b"_complaint"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__complaint) -> _WhichOneofReturnType__complaint | None: ...
+
+Global___GetClusterResponse: _TypeAlias = GetClusterResponse  # noqa: Y015
+
+@_typing.final
+class ClusterLeader(_message.Message):
+    """The broker that does the housekeeping."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BROKER_ID_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    broker_id: _builtins.str
+    """Names the broker; new with each of its starts."""
+    address: _builtins.str
+    """HOST:PORT of its native door."""
+    def __init__(
+        self,
+        *,
+        broker_id: _builtins.str = ...,
+        address: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "broker_id", b"broker_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClusterLeader: _TypeAlias = ClusterLeader  # noqa: Y015
+
+@_typing.final
+class ClusterBroker(_message.Message):
+    """A broker as it described itself last."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BROKER_ID_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    HTTP_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    LAST_SEEN_FIELD_NUMBER: _builtins.int
+    LOAD_FIELD_NUMBER: _builtins.int
+    CONNECTED_WORKERS_FIELD_NUMBER: _builtins.int
+    IS_LEADER_FIELD_NUMBER: _builtins.int
+    IS_ME_FIELD_NUMBER: _builtins.int
+    broker_id: _builtins.str
+    """Names the broker; new with each of its starts."""
+    address: _builtins.str
+    """HOST:PORT of its native door."""
+    http: _builtins.str
+    """HOST:PORT of its REST door."""
+    version: _builtins.str
+    """Its release."""
+    load: _builtins.float
+    """How many commands it carries out per second."""
+    connected_workers: _builtins.int
+    """Workers that talk to it."""
+    is_leader: _builtins.bool
+    """Whether it does the housekeeping."""
+    is_me: _builtins.bool
+    """Whether it is the one that answers."""
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """When it started; not set where that is not known."""
+
+    @_builtins.property
+    def last_seen(self) -> _timestamp_pb2.Timestamp:
+        """When it was heard of last."""
+
+    def __init__(
+        self,
+        *,
+        broker_id: _builtins.str = ...,
+        address: _builtins.str = ...,
+        http: _builtins.str = ...,
+        version: _builtins.str = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        last_seen: _timestamp_pb2.Timestamp | None = ...,
+        load: _builtins.float = ...,
+        connected_workers: _builtins.int = ...,
+        is_leader: _builtins.bool = ...,
+        is_me: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last_seen", b"last_seen", "since", b"since"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "broker_id", b"broker_id", "connected_workers", b"connected_workers", "http", b"http", "is_leader", b"is_leader", "is_me", b"is_me", "last_seen", b"last_seen", "load", b"load", "since", b"since", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClusterBroker: _TypeAlias = ClusterBroker  # noqa: Y015
+
+@_typing.final
+class DatabaseNode(_message.Message):
+    """A server of the database."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    LAG_BYTES_FIELD_NUMBER: _builtins.int
+    LAG_SECONDS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """What it calls itself, or its address."""
+    role: _builtins.str
+    """Primary, or which kind of standby."""
+    state: _builtins.str
+    """What it is doing."""
+    lag_bytes: _builtins.int
+    """How many bytes a standby is behind; not set where that is not known."""
+    lag_seconds: _builtins.float
+    """How many seconds a standby is behind; not set where that is not known."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        role: _builtins.str = ...,
+        state: _builtins.str = ...,
+        lag_bytes: _builtins.int | None = ...,
+        lag_seconds: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_lag_bytes", b"_lag_bytes", "_lag_seconds", b"_lag_seconds", "lag_bytes", b"lag_bytes", "lag_seconds", b"lag_seconds"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lag_bytes", b"_lag_bytes", "_lag_seconds", b"_lag_seconds", "lag_bytes", b"lag_bytes", "lag_seconds", b"lag_seconds", "name", b"name", "role", b"role", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__lag_bytes: _TypeAlias = _typing.Literal["lag_bytes"]  # noqa: Y015
+    _WhichOneofArgType__lag_bytes: _TypeAlias = _typing.Literal["_lag_bytes", b"_lag_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__lag_seconds: _TypeAlias = _typing.Literal["lag_seconds"]  # noqa: Y015
+    _WhichOneofArgType__lag_seconds: _TypeAlias = _typing.Literal["_lag_seconds", b"_lag_seconds"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lag_bytes) -> _WhichOneofReturnType__lag_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lag_seconds) -> _WhichOneofReturnType__lag_seconds | None: ...
+
+Global___DatabaseNode: _TypeAlias = DatabaseNode  # noqa: Y015
+
+@_typing.final
 class ClaimRequest(_message.Message):
     """A worker with free slots asks for work."""
 

@@ -104,17 +104,23 @@ class MessageWriter(Generic[M]):
     def __init__(self, kind: type[M]) -> None:
         self._kind = kind
         self._inner: dict[str, MessageWriter[Any]] = {}
+        self._lists: dict[str, MessageWriter[Any]] = {}
         fields: Any = kind.DESCRIPTOR.fields
         for field in fields:
             if field.message_type is not None and not (_is_moment(field) or _is_map(field)):
-                self._inner[field.name] = MessageWriter(GetMessageClass(field.message_type))
-        self._plain = tuple(field.name for field in fields if field.name not in self._inner)
+                writers = self._lists if field.is_repeated else self._inner
+                writers[field.name] = MessageWriter(GetMessageClass(field.message_type))
+        written = self._lists.keys() | self._inner.keys()
+        self._plain = tuple(field.name for field in fields if field.name not in written)
 
     def write(self, reply: object) -> M:
         """The message for a reply."""
         values = {name: getattr(reply, name) for name in self._plain}
-        for name, writer in self._inner.items():
+        for name, writer in self._lists.items():
             values[name] = [writer.write(one) for one in getattr(reply, name)]
+        for name, writer in self._inner.items():
+            one = getattr(reply, name)
+            values[name] = None if one is None else writer.write(one)
         return self._kind(**values)
 
 
