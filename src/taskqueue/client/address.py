@@ -1,8 +1,10 @@
-"""Where a broker is: `host:port`, `tq://key@host:port`, or `tqs://…` for TLS."""
+"""Where brokers are: `host:port`, `tq://key@a:6379,b:6379`, or `tqs://…` for TLS."""
 
 import os
+import re
 import ssl
 import tomllib
+from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Final, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -14,6 +16,11 @@ from taskqueue.core.errors import InvalidRequest
 DEFAULT_PORT: Final = 6379
 DEFAULT_ADDRESS: Final = "127.0.0.1:6379"
 SETTINGS_FILE: Final = Path("tq.toml")
+
+MOST_ADDRESSES: Final = 32
+"""Brokers that one client may be told of."""
+
+_HOST_AND_PORT: Final = re.compile(r"(?:\[([^\]]+)\]|([\w.-]+))(?::([0-9]{0,5}))?")
 
 
 TLS_OPTIONS: Final = {"ca": "ca_file", "cert": "cert_file", "key": "key_file"}
@@ -74,37 +81,68 @@ class ClientSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     key_file: str | None = None
 
 
-def broker_address(url: str | None = None, api_key: str | None = None) -> BrokerAddress:
-    """The address that `url` names, else TQ_URL, else section [client] of ./tq.toml.
+def broker_addresses(
+    url: str | None = None, api_key: str | None = None
+) -> tuple[BrokerAddress, ...]:
+    """The addresses that `url` names, else TQ_URL, else section [client] of ./tq.toml.
 
     Without any of them it is this machine's port 6379. The key is the argument's, else the
     address's, else TQ_API_KEY, else the section's; files for TLS likewise, without an argument.
-    Raises InvalidRequest for anything that is not an address.
+    Key and files are for all of the brokers. Raises InvalidRequest for anything that is not an
+    address.
     """
     url = url or os.environ.get("TQ_URL")
     stated = ClientSection() if url else _client_section()
     text = url or stated.url or DEFAULT_ADDRESS
-    parts = urlsplit(text if "://" in text else f"tq://{text}")
-    try:
-        port = DEFAULT_PORT if parts.port is None else parts.port
-    except ValueError:
-        port = 0
+    scheme, _, rest = text.partition("://") if "://" in text else ("tq", "", text)
+    scheme = scheme.lower()
+    authority = re.split("[/?#]", rest, maxsplit=1)[0]
+    own_key, _, hosts = authority.rpartition("@")
+    parts = urlsplit(rest.replace(authority, "tq://host", 1))
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
-    allowed = TLS_OPTIONS.keys() if parts.scheme == "tqs" else ()
-    more = parts.path.strip("/") or parts.fragment or parts.password or options.keys() - allowed
-    if parts.scheme not in ("tq", "tqs") or not parts.hostname or not port or more:
+    allowed = TLS_OPTIONS.keys() if scheme == "tqs" else ()
+    more = parts.path.strip("/") or parts.fragment or options.keys() - allowed
+    if scheme not in ("tq", "tqs") or more or re.search("[:@,]", own_key):
         raise _not_an_address(text)
-    key = api_key or (unquote(parts.username) if parts.username else None)
-    key = key or os.environ.get("TQ_API_KEY") or stated.api_key
-    tls = _tls_files(options, stated) if parts.scheme == "tqs" else None
-    return BrokerAddress(parts.hostname, port, key, tls)
+    key = api_key or unquote(own_key) or os.environ.get("TQ_API_KEY") or stated.api_key
+    tls = _tls_files(options, stated) if scheme == "tqs" else None
+    ends = [_host_and_port(host, text) for host in hosts.split(",")]
+    addresses = tuple(BrokerAddress(host, port, key, tls) for host, port in ends)
+    _check_together(addresses)
+    return addresses
+
+
+def _host_and_port(text: str, whole: str) -> tuple[str, int]:
+    found = _HOST_AND_PORT.fullmatch(text)
+    if found is None:
+        raise _not_an_address(whole)
+    bracketed, name, stated_port = found.groups()
+    port = int(stated_port or DEFAULT_PORT)
+    if not 1 <= port <= 65_535:
+        raise _not_an_address(whole)
+    try:
+        return name.lower() if name else str(IPv6Address(bracketed)), port
+    except ValueError:
+        raise _not_an_address(whole) from None
+
+
+def _check_together(addresses: tuple[BrokerAddress, ...]) -> None:
+    if len(addresses) > MOST_ADDRESSES:
+        raise InvalidRequest(
+            f"{len(addresses)} brokers are too many; name {MOST_ADDRESSES} of them at most",
+            field="url",
+        )
+    for number, address in enumerate(addresses):
+        if address in addresses[:number]:
+            raise InvalidRequest(f"{address} is named twice; name each broker once", field="url")
 
 
 def _not_an_address(text: str) -> InvalidRequest:
     shown = text.rpartition("@")[2]
     return InvalidRequest(
         f"{shown!r} is not a broker's address; write host:port or tq://key@host:port, "
-        "with TLS tqs://key@host:port?ca=FILE&cert=FILE&key=FILE, the files as needed",
+        "with TLS tqs://key@host:port?ca=FILE&cert=FILE&key=FILE, the files as needed; "
+        "several brokers with commas and one key, as in tq://key@a:6379,b:6379",
         field="url",
     )
 

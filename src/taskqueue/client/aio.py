@@ -7,10 +7,10 @@ from typing import Final
 
 import msgspec
 
-from taskqueue.client.address import broker_address
+from taskqueue.client.address import broker_addresses
 from taskqueue.client.connection import Answer, Connection, ConnectionLost
 from taskqueue.client.errors import TaskFailed, WaitTimeout
-from taskqueue.client.link import Backoff, Link
+from taskqueue.client.link import Link
 from taskqueue.client.task import Task, TaskPage, TaskStatus, as_fields
 from taskqueue.core.errors import (
     BrokerUnavailable,
@@ -28,6 +28,7 @@ from taskqueue.wire.administration import (
     KeysReply,
     NewKeyReply,
 )
+from taskqueue.wire.cluster import ClusterReply
 from taskqueue.wire.messages import HealthReply, StatsReply
 
 # Waiting with a time-out as an argument is the documented interface, alike for both clients.
@@ -46,6 +47,7 @@ class AsyncClient:
     """Talks to a broker's native door. Safe to share between tasks of one event loop.
 
     `url` is `host:port` or `tq://key@host:port`; without one TQ_URL is used, or else this machine.
+    Of several brokers on one database, as in `a:6379,b:6379`, it uses one that works.
     `timeout` in seconds bounds each call: what the broker cannot do now (unreachable, restarting,
     its queue full) is tried again within it. Every submit carries an id made here, or the task's
     idempotency key, so trying again is harmless.
@@ -54,7 +56,7 @@ class AsyncClient:
     def __init__(
         self, url: str | None = None, *, api_key: str | None = None, timeout: float = 30.0
     ) -> None:
-        self._address = broker_address(url, api_key)
+        self._addresses = broker_addresses(url, api_key)
         self._timeout = timeout
         self._grace = min(timeout, ANSWER_SECONDS)
         self._link: Link | None = None
@@ -130,7 +132,7 @@ class AsyncClient:
         """How a task stands at its end. Raises WaitTimeout, TaskNotFound."""
         loop = asyncio.get_running_loop()
         ends_at = loop.time() + timeout
-        backoff = Backoff()
+        backoff = self._current_link().backoff()
         while True:
             is_over = loop.time() >= ends_at
             try:
@@ -138,7 +140,8 @@ class AsyncClient:
             except (BrokerUnavailable, ConnectionLost) as error:
                 if is_over:
                     raise _unavailable(error, is_in_doubt=False) from error
-                await asyncio.sleep(min(backoff.next_pause(), max(0.0, ends_at - loop.time())))
+                pause = backoff.next_pause(error)
+                await asyncio.sleep(min(pause, max(0.0, ends_at - loop.time())))
                 continue
             if status.status in TERMINAL:
                 return status
@@ -174,6 +177,10 @@ class AsyncClient:
     async def health(self) -> HealthReply:
         """Whether the broker can do its work."""
         return msgspec.convert(as_fields(await self._call(b"TQ.HEALTH")), HealthReply)
+
+    async def cluster(self) -> ClusterReply:
+        """The brokers and the database under them. Raises PermissionDenied."""
+        return msgspec.convert(as_fields(await self._call(b"TQ.CLUSTER")), ClusterReply)
 
     async def create_key(
         self,
@@ -234,14 +241,15 @@ class AsyncClient:
         """The answers to commands that may be repeated; a refusal is one, as the error it is."""
         loop = asyncio.get_running_loop()
         ends_at = loop.time() + self._timeout if ends_at is None else ends_at
-        backoff = Backoff()
+        backoff = self._current_link().backoff()
         # Once sent and not answered it stays in doubt, whatever becomes of a later try.
         is_in_doubt = False
         while True:
+            link = self._current_link()
             connection: Connection | None = None
             try:
                 async with asyncio.timeout_at(ends_at):
-                    connection = await self._current_link().shared()
+                    connection = await link.shared()
                     futures = [connection.send(*words) for words in commands]
                     await asyncio.wait(futures)
                     return _answers(futures)
@@ -249,15 +257,18 @@ class AsyncClient:
                 raise self._not_answered(is_in_doubt or connection is not None) from None
             except (BrokerUnavailable, ConnectionLost, QueueDepthExceeded) as error:
                 is_in_doubt |= isinstance(error, ConnectionLost | OutcomeUnknown)
-                pause = getattr(error, "retry_after", None) or backoff.next_pause()
+                if connection is not None:
+                    link.blame(connection, error)
+                pause = getattr(error, "retry_after", None) or backoff.next_pause(error)
                 if loop.time() + pause >= ends_at:
                     raise _unavailable(error, is_in_doubt=is_in_doubt) from error
                 await asyncio.sleep(pause)
 
     def _not_answered(self, is_in_doubt: bool) -> BrokerUnavailable:
+        where = f"the broker at {' or '.join(map(str, self._addresses))}"
         if not is_in_doubt:
-            return BrokerUnavailable(f"the broker at {self._address} could not be reached in time")
-        return OutcomeUnknown(f"the broker at {self._address} has not answered in time")
+            return BrokerUnavailable(f"{where} could not be reached in time")
+        return OutcomeUnknown(f"{where} has not answered in time")
 
     async def _call_once(self, *words: bytes) -> Answer:
         """The answer to a command whose repeat would be answered differently."""
@@ -268,19 +279,25 @@ class AsyncClient:
                 return await connection.send(*words)
         except (TimeoutError, ConnectionLost) as error:
             raise OutcomeUnknown(
-                f"the connection to {self._address} ended before the answer came; "
+                f"the connection to {connection.address} ended before the answer came; "
                 "ask for the task's status"
             ) from error
+        except BrokerUnavailable as error:
+            self._current_link().blame(connection, error)
+            raise
 
     async def _reached(self, ends_at: float) -> Connection:
         """The shared connection, as soon as the broker can be reached."""
         loop = asyncio.get_running_loop()
-        backoff = Backoff()
+        backoff = self._current_link().backoff()
         while True:
             try:
-                return await self._current_link().shared()
+                async with asyncio.timeout_at(ends_at):
+                    return await self._current_link().shared()
+            except TimeoutError:
+                raise self._not_answered(is_in_doubt=False) from None
             except BrokerUnavailable as error:
-                pause = error.retry_after or backoff.next_pause()
+                pause = error.retry_after or backoff.next_pause(error)
                 if loop.time() + pause >= ends_at:
                     raise
                 await asyncio.sleep(pause)
@@ -288,17 +305,19 @@ class AsyncClient:
     async def _wait(self, task_id: str, ends_at: float) -> TaskStatus:
         """How a task stands at its end, or after one slice of waiting."""
         loop = asyncio.get_running_loop()
+        link = self._current_link()
+        asked: Connection | None = None
         try:
-            async with (
-                asyncio.timeout_at(ends_at) as patience,
-                self._current_link().blocking() as connection,
-            ):
+            async with asyncio.timeout_at(ends_at) as patience, link.blocking() as connection:
+                asked = connection
                 seconds = min(LONGEST_WAIT_SLICE, max(0.0, ends_at - loop.time()))
                 patience.reschedule(loop.time() + seconds + self._grace)
                 milliseconds = b"%d" % round(seconds * 1000)
                 return _status(await connection.send(b"TQ.WAIT", task_id.encode(), milliseconds))
         except TimeoutError:
             # No connection was free to wait on, or it fell silent: at least ask how it stands.
+            if asked is not None:
+                link.leave(asked)
             asked_until = max(ends_at, loop.time() + self._grace)
             return _status(await self._call(b"TQ.GET", task_id.encode(), ends_at=asked_until))
 
@@ -306,7 +325,7 @@ class AsyncClient:
         loop = asyncio.get_running_loop()
         if self._link is None or self._loop is not loop:
             # Connections belong to a loop; one that has ended took them with it.
-            self._link, self._loop = Link(self._address), loop
+            self._link, self._loop = Link(self._addresses), loop
         return self._link
 
 

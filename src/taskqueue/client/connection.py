@@ -4,6 +4,7 @@ import asyncio
 import socket
 import ssl
 from collections import deque
+from functools import partial
 from typing import Any, Final, cast
 
 import hiredis
@@ -12,10 +13,12 @@ from taskqueue.client.address import BrokerAddress
 from taskqueue.client.errors import remote_error
 from taskqueue.wire import resp
 
-CONNECT_SECONDS: Final = 10.0
+CONNECT_SECONDS: Final = 5.0
+"""For a connection to one broker, with TLS and the agreement on the protocol."""
 
 SILENCE_SECONDS: Final = 30.0
-"""A connection on which an answer is due and nothing has come for so long is given up."""
+"""A connection on which an answer is due and nothing has come for so long is given up; half of it
+where another broker can be asked."""
 
 UNACKNOWLEDGED_SECONDS: Final = 10
 """The same for bytes that the other machine has not even acknowledged: the way there is cut."""
@@ -47,8 +50,10 @@ class ConnectionLost(ConnectionError):
 class Connection(asyncio.Protocol):
     """A connection that speaks RESP3. Make one with `connect`."""
 
-    def __init__(self) -> None:
+    def __init__(self, address: BrokerAddress, has_others: bool = False) -> None:
+        self.address = address
         self.is_open = False
+        """Whether it takes commands."""
         self._loop = asyncio.get_running_loop()
         # Told apart from every answer: RESP3's `false` is one.
         self._reader = hiredis.Reader(notEnoughData=_NOTHING_YET)
@@ -56,23 +61,35 @@ class Connection(asyncio.Protocol):
         self._outgoing: list[bytes] = []
         self._transport: asyncio.Transport | None = None
         self._has_room = asyncio.Event()
+        self._is_retired = False
+        self._patience = SILENCE_SECONDS / 2 if has_others else SILENCE_SECONDS
         self._heard_at = 0.0
         self._silence_timer: asyncio.TimerHandle | None = None
 
     @classmethod
-    async def connect(cls, address: BrokerAddress) -> "Connection":
-        """Connect and agree on the protocol. Raises OSError if that fails."""
+    async def connect(cls, address: BrokerAddress, has_others: bool = False) -> "Connection":
+        """Connect and agree on the protocol, to one of several brokers if it `has_others`.
+
+        Raises OSError if that fails, and as what it is an error that the broker answers.
+        """
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                return await cls._agreed(address, has_others)
+        except TimeoutError as error:
+            raise TimeoutError(f"it does not answer within {CONNECT_SECONDS:g} s") from error
+
+    @classmethod
+    async def _agreed(cls, address: BrokerAddress, has_others: bool) -> "Connection":
         loop = asyncio.get_running_loop()
-        async with asyncio.timeout(CONNECT_SECONDS):
-            context = None if address.tls is None else address.tls.context()
-            _, connection = await loop.create_connection(
-                cls, address.host, address.port, ssl=context
-            )
-            try:
-                await connection.send(*greeting(address))
-            except BaseException:
-                connection.close()
-                raise
+        context = None if address.tls is None else address.tls.context()
+        _, connection = await loop.create_connection(
+            partial(cls, address, has_others), address.host, address.port, ssl=context
+        )
+        try:
+            await connection.send(*greeting(address))
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -116,7 +133,7 @@ class Connection(asyncio.Protocol):
         if not self._waiting:
             self._heard_at = self._loop.time()
             if self._silence_timer is None:
-                self._listen_for(SILENCE_SECONDS)
+                self._listen_for(self._patience)
         if not self._outgoing:
             self._loop.call_soon(self._flush)
         self._outgoing.append(resp.command(*words))
@@ -126,6 +143,13 @@ class Connection(asyncio.Protocol):
     def close(self) -> None:
         """Hang up; what is unanswered fails."""
         self._give_up("the connection is closed")
+
+    def retire(self) -> None:
+        """Take no more commands, and hang up once those sent have been answered."""
+        if not self._waiting:
+            self.close()
+        self.is_open = False
+        self._is_retired = True
 
     def send_no_more(self) -> None:
         """Tell the broker that no command follows: one that blocks is answered at once."""
@@ -139,7 +163,7 @@ class Connection(asyncio.Protocol):
     def _flush(self) -> None:
         data = b"".join(self._outgoing)
         self._outgoing.clear()
-        if self._transport is not None and self.is_open:
+        if self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)
 
     def _settle(self, answer: Answer) -> None:
@@ -147,6 +171,8 @@ class Connection(asyncio.Protocol):
             self._give_up(f"the broker hung up: {answer}")  # it says why before it does
             return
         future = self._waiting.popleft()
+        if self._is_retired and not self._waiting:
+            self.close()
         if future.done():
             return
         if isinstance(answer, hiredis.ReplyError):
@@ -162,11 +188,11 @@ class Connection(asyncio.Protocol):
         self._silence_timer = None
         if not self._waiting:
             return
-        left = self._heard_at + SILENCE_SECONDS - self._loop.time()
+        left = self._heard_at + self._patience - self._loop.time()
         if left > 0:
             self._listen_for(left)
         else:
-            self._give_up(f"the broker has been silent for {SILENCE_SECONDS:g} s")
+            self._give_up(f"the broker has been silent for {self._patience:g} s")
 
     def _give_up(self, why: str) -> None:
         self.is_open = False

@@ -12,6 +12,7 @@ from taskqueue.client.task import Task, TaskPage, TaskStatus
 from taskqueue.core.keys import Permission
 from taskqueue.core.task import Status
 from taskqueue.wire.administration import AuditEntryReply, KeyReply, NewKeyReply
+from taskqueue.wire.cluster import ClusterReply
 from taskqueue.wire.messages import HealthReply, StatsReply
 
 Value = TypeVar("Value")
@@ -139,6 +140,10 @@ class SyncClient:
     def health(self) -> HealthReply:
         """See AsyncClient.health."""
         return self._thread.run(self._client.health())
+
+    def cluster(self) -> ClusterReply:
+        """See AsyncClient.cluster."""
+        return self._thread.run(self._client.cluster())
 
     def create_key(
         self,

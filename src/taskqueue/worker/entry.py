@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Callable
 
-from taskqueue.client.address import broker_address
+from taskqueue.client.address import broker_addresses
 from taskqueue.core.errors import InvalidRequest
 from taskqueue.worker.app import App
 from taskqueue.worker.runner import Worker, WorkerSettings
@@ -40,10 +40,10 @@ def run_worker(
     on_start: Callable[[Worker], None] = lambda _worker: None,
 ) -> None:
     """Run a worker until SIGTERM or SIGINT; the second one stops it at once."""
-    address = broker_address(url or app.clients.url, app.clients.api_key)
+    addresses = broker_addresses(url or app.clients.url, app.clients.api_key)
 
     async def work() -> bool:
-        worker = Worker(app, address, settings or WorkerSettings())
+        worker = Worker(app, addresses, settings or WorkerSettings())
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, worker.stop)
         on_start(worker)

@@ -9,9 +9,9 @@ from typing import Any, Final
 import hiredis
 import msgspec
 
-from taskqueue.client.address import BrokerAddress
 from taskqueue.client.connection import greeting, notice_cuts
-from taskqueue.client.link import Backoff
+from taskqueue.client.errors import remote_error
+from taskqueue.client.link import Backoff, Brokers, is_reason_to_leave
 from taskqueue.client.task import as_fields
 from taskqueue.core.clock import SECOND, SystemClock
 from taskqueue.wire import resp
@@ -30,24 +30,28 @@ class Heartbeat:
     """Sends `TQ.BEAT` with all the worker holds, three times in each lease.
 
     `held` is called in the heartbeat's thread, and so is `on_lost` with the claims that the
-    broker says are not this worker's any more.
+    broker says are not this worker's any more. A broker that fails it is left, for the
+    whole worker.
     """
 
     def __init__(
         self,
-        address: BrokerAddress,
+        brokers: Brokers,
         worker_id: str,
         held: Callable[[], Held],
         on_lost: Callable[[list[tuple[str, int]]], None],
     ) -> None:
-        self._address = address
+        self._brokers = brokers
+        self._address = brokers.current
         self._worker_id = worker_id
         self._held = held
         self._on_lost = on_lost
         self._interval = FIRST_INTERVAL
         self._clock = SystemClock()
         self._renewed_at = self._clock.steady()
-        self._stop = threading.Event()
+        self._refusals = 0
+        self._is_stopped = False
+        self._wake = threading.Event()
         self._socket: socket.socket | None = None
         self._reader = hiredis.Reader()
         self._thread = threading.Thread(target=self._run, name="tq-heartbeat", daemon=True)
@@ -58,30 +62,47 @@ class Heartbeat:
 
     def stop(self) -> None:
         """Beat no more."""
-        self._stop.set()
+        self._is_stopped = True
+        self._wake.set()
         self._thread.join(ANSWER_SECONDS)
 
+    def beat_now(self) -> None:
+        """Beat at once: another broker is used from now on, and is told what the worker holds."""
+        self._wake.set()
+
     def _run(self) -> None:
-        backoff = Backoff()
+        backoff = self._backoff()
         pause = 0.0
-        while not self._stop.wait(pause):
+        while not self._is_stopped:
+            self._wake.wait(pause)
+            self._wake.clear()
+            if self._is_stopped:
+                break
             began_at = self._clock.steady()
             try:
                 self._beat()
             except Exception as error:  # noqa: BLE001  no failure may be the last heartbeat
                 log.debug("no heartbeat: %s", error, extra={"worker_id": self._worker_id})
                 self._hang_up()
-                pause = min(self._interval, backoff.next_pause())
+                pause = min(self._interval, backoff.next_pause(error))
                 self._mind_lease(error)
+                if is_reason_to_leave(error):
+                    self._brokers.leave(self._address)
+                    self._wake.clear()  # that is no news here; the pause still counts
             else:
+                self._refusals = 0
                 self._renewed_at = began_at
-                backoff = Backoff()
+                backoff = self._backoff()
                 pause = self._interval
         self._hang_up()
 
+    def _backoff(self) -> Backoff:
+        return Backoff(len(self._brokers) - 1)
+
     def _mind_lease(self, error: Exception) -> None:
         now = self._clock.steady()
-        if isinstance(error, ConnectionError):
+        self._refusals = self._refusals + 1 if isinstance(error, ConnectionError) else 0
+        if self._refusals >= len(self._brokers):
             # Nobody listens there: no broker that could give the tasks to others. The next one
             # to start grants whole leases.
             self._renewed_at = now
@@ -96,8 +117,6 @@ class Heartbeat:
         held = list(self._held())
         words = [word for task_id, token in held for word in (task_id, str(token))]
         answer = self._ask("TQ.BEAT", self._worker_id, *words)
-        if isinstance(answer, hiredis.ReplyError):
-            raise OSError(f"the broker refused the heartbeat: {answer}")
         reply = msgspec.convert(as_fields(answer), BeatReply)
         self._interval = reply.lease_seconds / 3
         if reply.lost:
@@ -105,14 +124,17 @@ class Heartbeat:
             self._on_lost([claim for claim in held if claim[0] in lost])
 
     def _ask(self, *words: str) -> Any:
+        if self._address != self._brokers.current:
+            self._hang_up()
         connection = self._socket or self._connect()
         connection.sendall(resp.command(*(word.encode() for word in words)))
         return self._answer(connection)
 
     def _connect(self) -> socket.socket:
-        address = (self._address.host, self._address.port)
+        self._address = self._brokers.current
+        where = (self._address.host, self._address.port)
         patience = min(ANSWER_SECONDS, max(1.0, self._interval))
-        connection = socket.create_connection(address, patience)
+        connection = socket.create_connection(where, patience)
         self._socket, self._reader = connection, hiredis.Reader()
         notice_cuts(connection)
         if self._address.tls is not None:
@@ -129,6 +151,8 @@ class Heartbeat:
             if not data:
                 raise ConnectionError("the broker hung up")
             self._reader.feed(data)
+        if isinstance(answer, hiredis.ReplyError):
+            raise remote_error(str(answer))
         return answer
 
     def _hang_up(self) -> None:

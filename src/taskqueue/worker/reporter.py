@@ -26,16 +26,18 @@ class Reporter:
         self._connection: Connection | None = None
         self._unsent: list[tuple[Attempt, list[bytes]]] = []
         self._resending: asyncio.Task[None] | None = None
+        self._failure: Exception | None = None
         self._backoff: Backoff | None = None
         self._is_closed = False
 
     def report(self, attempt: Attempt, words: list[bytes]) -> None:
         """Send a report; `on_done` is called when the broker has taken or refused it."""
-        if self._connection is None or not self._connection.is_open:
+        connection = self._connection
+        if connection is None or not connection.is_open:
             self._send_later(attempt, words)
             return
-        answer = self._connection.send(*words)
-        answer.add_done_callback(partial(self._answered, attempt, words))
+        answer = connection.send(*words)
+        answer.add_done_callback(partial(self._answered, attempt, words, connection))
 
     async def ask(self, *words: bytes) -> Any:
         """Send a command that is not a report and return its answer."""
@@ -47,15 +49,22 @@ class Reporter:
         if self._resending is not None:
             self._resending.cancel()
 
-    def _answered(self, attempt: Attempt, words: list[bytes], answer: asyncio.Future[Any]) -> None:
+    def _answered(
+        self,
+        attempt: Attempt,
+        words: list[bytes],
+        connection: Connection,
+        answer: asyncio.Future[Any],
+    ) -> None:
         if answer.cancelled():
             return
         error = answer.exception()
         if isinstance(error, ConnectionLost | BrokerUnavailable):
-            self._backoff = self._backoff or Backoff()
+            self._link.blame(connection, error)
+            self._failure = error
             self._send_later(attempt, words)
             return
-        self._backoff = None
+        self._failure = self._backoff = None
         about = {"task_id": attempt.claim.task_id, "worker_id": self._worker_id}
         if isinstance(error, LeaseLost | TaskNotFound):
             log.warning("the claim was lost; its result is dropped", extra=about)
@@ -73,13 +82,14 @@ class Reporter:
 
     async def _send_unsent(self) -> None:
         while self._unsent:
-            if self._backoff is not None:
-                await asyncio.sleep(self._backoff.next_pause())
+            if self._failure is not None:
+                self._backoff = self._backoff or self._link.backoff()
+                await asyncio.sleep(self._backoff.next_pause(self._failure))
             try:
                 await self._connected()
             except TaskQueueError as error:
                 log.warning("cannot report: %s", error, extra={"worker_id": self._worker_id})
-                self._backoff = self._backoff or Backoff()
+                self._failure = error
                 continue
             unsent, self._unsent = self._unsent, []
             for attempt, words in unsent:

@@ -6,16 +6,16 @@ holds more claims than it has slots.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Final
 
 from msgspec import Struct
 
-from taskqueue.client.address import BrokerAddress, broker_address
+from taskqueue.client.address import BrokerAddress, broker_addresses
 from taskqueue.client.connection import Connection, ConnectionLost
-from taskqueue.client.link import Backoff, Link
+from taskqueue.client.link import Link
 from taskqueue.core.errors import BrokerUnavailable, InvalidRequest, TaskQueueError
 from taskqueue.core.ids import new_task_id, new_worker_id
 from taskqueue.wire.messages import LARGEST_CLAIM, MOST_CLAIM_TYPES
@@ -41,17 +41,17 @@ class WorkerSettings(Struct, frozen=True, kw_only=True):
 class Worker:
     """Runs an app's handlers on the running event loop and a pool of threads.
 
-    On the app's broker unless told another `address`. Raises InvalidRequest for more slots or task
+    On the app's brokers unless told other `addresses`. Raises InvalidRequest for more slots or task
     types than one worker may have.
     """
 
     def __init__(
         self,
         app: App,
-        address: BrokerAddress | None = None,
+        addresses: Sequence[BrokerAddress] | None = None,
         settings: WorkerSettings | None = None,
     ) -> None:
-        address = address or broker_address(app.clients.url, app.clients.api_key)
+        addresses = addresses or broker_addresses(app.clients.url, app.clients.api_key)
         settings = settings or WorkerSettings()
         if not 1 <= settings.concurrency <= LARGEST_CLAIM:
             raise InvalidRequest(
@@ -66,7 +66,7 @@ class Worker:
         self.worker_id = new_worker_id()
         self._handlers = app.handlers
         self._settings = settings
-        self._link = Link(address)
+        self._link = Link(addresses)
         self._claims: Connection | None = None
         self._claim_id = ""
         self._claim_words = [b"TYPES", *(name.encode() for name in app.handlers)]
@@ -78,7 +78,10 @@ class Worker:
         self._is_hurried = False
         self._wake = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        self._heartbeat = Heartbeat(address, self.worker_id, self._claims_held, self._on_lost)
+        self._heartbeat = Heartbeat(
+            self._link.brokers, self.worker_id, self._claims_held, self._on_lost
+        )
+        self._link.brokers.on_move = self._on_move
 
     def stop(self) -> None:
         """Claim no more, finish what is running within the limit. Asked twice: at once."""
@@ -111,7 +114,7 @@ class Worker:
         return self._taken > 0
 
     async def _claim_until_stopped(self) -> None:
-        backoff = Backoff()
+        backoff = self._link.backoff()
         while not self._is_stopping:
             try:
                 claimed = await self._claim()
@@ -120,9 +123,10 @@ class Worker:
             except (TaskQueueError, ConnectionLost) as error:
                 if not self._is_stopping:
                     log.warning("cannot claim: %s", error, extra={"worker_id": self.worker_id})
-                    await self._sleep(backoff.next_pause())
+                    self._blame_for_claims(error)
+                    await self._sleep(backoff.next_pause(error))
                 continue
-            backoff = Backoff()
+            backoff = self._link.backoff()
             for claim in claimed:
                 self._start(claim)
             while self._taken >= self._settings.concurrency and not self._is_stopping:
@@ -151,6 +155,28 @@ class Worker:
             Claim(task_id.decode(), token, task_type.decode(), payload, attempt, timeout)
             for task_id, token, task_type, payload, attempt, timeout, *_ in answer
         ]
+
+    def _blame_for_claims(self, error: Exception) -> None:
+        if self._claims is not None:
+            self._link.blame(self._claims, error)
+            self._hang_up_claims_elsewhere()
+
+    def _on_move(self) -> None:
+        # Called in any thread, also in the heartbeat's while a handler keeps the loop busy.
+        self._heartbeat.beat_now()
+        with suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self._follow)
+
+    def _follow(self) -> None:
+        """Go on at the broker in use; the claim under way is repeated there, by its id."""
+        self._link.follow()
+        self._hang_up_claims_elsewhere()
+
+    def _hang_up_claims_elsewhere(self) -> None:
+        claims = self._claims
+        is_left = claims is not None and claims.address != self._link.brokers.current
+        if claims is not None and is_left and not self._is_stopping:
+            claims.close()
 
     async def _sleep(self, seconds: float | None = None) -> None:
         """Wait for a slot to be freed or for `stop`, so many seconds at most."""

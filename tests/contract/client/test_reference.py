@@ -31,7 +31,7 @@ async def folder(
     app = importlib.import_module("tasks").app
     app.raw("send_email")(lambda payload: b"sent")
     app.raw("resize")(lambda payload: payload)
-    worker = Worker(app, door.address, WorkerSettings())
+    worker = Worker(app, door.addresses, WorkerSettings())
     working = asyncio.create_task(worker.run())
     yield tmp_path
     worker.stop()

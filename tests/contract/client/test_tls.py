@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from taskqueue import App, BrokerUnavailable, Task
-from taskqueue.client.address import broker_address
-from taskqueue.client.link import Link
+from taskqueue.client.address import broker_addresses
+from taskqueue.client.link import Brokers, Link
 from taskqueue.doors.tls import Tls
 from taskqueue.worker.heartbeat import Heartbeat
 from taskqueue.worker.runner import Worker
@@ -61,7 +61,7 @@ def url_of(doors: Doors, authority: Authority | None, host: str = "localhost") -
 async def refusal(url: str) -> str:
     """What a client says that cannot reach its broker."""
     with pytest.raises(BrokerUnavailable) as raised:
-        await Link(broker_address(url)).open()
+        await Link(broker_addresses(url)).open()
     message = raised.value.message
     assert "\n" not in message
     return message
@@ -222,15 +222,15 @@ async def test_a_worker_works_over_tls_and_stops_while_it_waits(
 
 async def test_a_heartbeat_goes_over_tls(mutual: Doors, authority: Authority) -> None:
     shown = authority.issue("worker")
-    address = broker_address(f"{url_of(mutual, authority)}&cert={shown.cert}&key={shown.key}")
-    heartbeat = Heartbeat(address, "w7", lambda: [], lambda _lost: None)
+    url = f"{url_of(mutual, authority)}&cert={shown.cert}&key={shown.key}"
+    heartbeat = Heartbeat(Brokers(broker_addresses(url)), "w7", lambda: [], lambda _lost: None)
     heartbeat.start()
     await until(lambda: "w7" in mutual.broker.workers)
     await asyncio.to_thread(heartbeat.stop)
 
 
 def test_names_are_checked_and_nothing_older_than_tls_1_2_is_spoken(authority: Authority) -> None:
-    tls = broker_address(f"tqs://localhost?ca={authority.file}").tls
+    tls = broker_addresses(f"tqs://localhost?ca={authority.file}")[0].tls
     assert tls is not None
     context = tls.context()
     assert context.check_hostname

@@ -47,7 +47,7 @@ class Bench:
 
 @asynccontextmanager
 async def a_worker(app: App, door: NativeDoor, **settings: Any) -> AsyncIterator[Worker]:
-    worker = Worker(app, door.address, WorkerSettings(**{"concurrency": 3} | settings))
+    worker = Worker(app, door.addresses, WorkerSettings(**{"concurrency": 3} | settings))
     running = asyncio.create_task(worker.run())
     try:
         yield worker

@@ -20,7 +20,7 @@ from tests.unit.worker.conftest import Bench
 
 @asynccontextmanager
 async def a_worker_behind(hole: Hole, bench: Bench) -> AsyncIterator[Worker]:
-    worker = Worker(bench.app, BrokerAddress("127.0.0.1", hole.port), WorkerSettings())
+    worker = Worker(bench.app, [BrokerAddress("127.0.0.1", hole.port)], WorkerSettings())
     running = asyncio.create_task(worker.run())
     try:
         yield worker
@@ -241,7 +241,7 @@ async def test_a_thread_that_was_given_up_does_not_hold_up_the_end(bench: Bench)
         has_begun.set()
         gate.wait()
 
-    worker = Worker(bench.app, bench.door.address, WorkerSettings(shutdown_seconds=0))
+    worker = Worker(bench.app, bench.door.addresses, WorkerSettings(shutdown_seconds=0))
     running = asyncio.create_task(worker.run())
     handle = await stuck.submit()
     await until(has_begun.is_set)

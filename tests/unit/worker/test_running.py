@@ -11,6 +11,7 @@ import pytest
 
 from taskqueue import App, Context, InvalidRequest, LeaseLost
 from taskqueue.broker.workers import Workers
+from taskqueue.client.link import Brokers
 from taskqueue.core.clock import ManualClock
 from taskqueue.worker.entry import load_app
 from taskqueue.worker.heartbeat import Heartbeat
@@ -215,7 +216,7 @@ async def test_a_claim_that_the_same_worker_gets_anew_ends_the_old_one(bench: Be
 async def test_what_is_lost_is_named_with_its_token(beating: Bench) -> None:
     task_id = "0192f0c1-2f8e-7cc2-98b4-1f2d3c4b5a69"
     lost: list[list[tuple[str, int]]] = []
-    heartbeat = Heartbeat(beating.door.address, "w", lambda: [(task_id, 7)], lost.append)
+    heartbeat = Heartbeat(Brokers(beating.door.addresses), "w", lambda: [(task_id, 7)], lost.append)
     heartbeat.start()
     await until(lambda: bool(lost))
     await asyncio.to_thread(heartbeat.stop)
@@ -434,7 +435,7 @@ async def test_what_is_given_back_is_run_by_another_worker(bench: Bench) -> None
 
 async def test_a_worker_whose_claims_are_refused_ends_with_the_reason(bench: Bench) -> None:
     bench.app.raw("two words")(lambda payload: payload)
-    worker = Worker(bench.app, bench.door.address, WorkerSettings())
+    worker = Worker(bench.app, bench.door.addresses, WorkerSettings())
     with pytest.raises(InvalidRequest, match="task_types"):
         await asyncio.wait_for(worker.run(), 20)
 
@@ -444,13 +445,13 @@ async def test_a_number_of_slots_that_cannot_be_is_refused(concurrency: int) -> 
     app = App()
     app.raw("one")(lambda payload: payload)
     with pytest.raises(InvalidRequest) as refusal:
-        Worker(app, app.clients.aio()._address, WorkerSettings(concurrency=concurrency))
+        Worker(app, settings=WorkerSettings(concurrency=concurrency))
     assert refusal.value.field == "concurrency"
 
 
 async def test_a_worker_without_handlers_is_refused(bench: Bench) -> None:
     with pytest.raises(InvalidRequest, match="1 to 100 handlers"):
-        Worker(bench.app, bench.door.address, WorkerSettings())
+        Worker(bench.app, bench.door.addresses, WorkerSettings())
 
 
 def test_an_app_is_found_by_its_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
