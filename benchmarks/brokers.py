@@ -17,14 +17,15 @@ from typing import Any
 
 
 class MeasuredBroker:
-    """A broker started by `tq serve` with an empty data folder."""
+    """A broker started by `tq serve` with an empty data folder, or on a database."""
 
-    def __init__(self, folder: Path, log: Path) -> None:
+    def __init__(self, folder: Path, log: Path, engine: str | None = None) -> None:
         self.http, self.native, self.grpc = (f"127.0.0.1:{port}" for port in _free_ports(3))
         command = [
             *(sys.executable, "-m", "taskqueue.cli.main", "serve"),
             *("--http", self.http, "--native", self.native, "--data", str(folder)),
             *("--grpc", self.grpc, "--rate-limit", "0"),
+            *(("--engine", engine) if engine else ()),
         ]
         # The figures are for a queue that may hold more than the default million.
         env = os.environ | {"TQ_BROKER_MAX_PENDING": "10000000", "TQ_LOG_LEVEL": "warning"}
@@ -62,10 +63,10 @@ class MeasuredBroker:
 
 
 @contextmanager
-def measured_broker() -> Iterator[MeasuredBroker]:
+def measured_broker(engine: str | None = None) -> Iterator[MeasuredBroker]:
     """A broker that ends with the block; its data goes too."""
     with tempfile.TemporaryDirectory(prefix="tq-bench-") as name:
-        broker = MeasuredBroker(Path(name) / "data", Path(name) / "log")
+        broker = MeasuredBroker(Path(name) / "data", Path(name) / "log", engine)
         try:
             yield broker
         finally:
