@@ -44,9 +44,9 @@ Try next, in another terminal:
   .venv/bin/tq submit count '{{"to": 5}}' --wait --url tq://{addresses}
 
 Then break it, and try them again:
-  curl {primary.rest}/cluster                          who is the primary
-  kill -9 $(head -1 {folder}/{primary.name}/data/postmaster.pid)   the primary's PostgreSQL
-  kill -9 {first.process.pid}                                      a broker
+  curl {primary.rest}/cluster   # who is the primary
+  kill -9 $(head -1 {folder}/{primary.name}/data/postmaster.pid)   # the primary's PostgreSQL
+  kill -9 {first.process.pid}   # a broker
 Ctrl-C stops everything."""
     )
 
@@ -59,7 +59,8 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="where data and logs go; it is kept")
     parser.add_argument("--seconds", type=float, default=1e8, help="stop after so long")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, _leave)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _leave)
     folder = options.folder or Path(tempfile.mkdtemp(prefix="tq-ha-"))
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -78,6 +79,8 @@ def main() -> int:
 
 
 def _leave(_number: int, _frame: object) -> NoReturn:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # what has begun to stop is not left half-way
     raise KeyboardInterrupt  # by way of every `finally`
 
 

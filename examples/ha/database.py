@@ -184,15 +184,6 @@ class Database:
         hosts = ",".join(addresses or [node.address for node in self.nodes])
         return f"postgresql://{user}:{self._passwords[user]}@{hosts}/{DATABASE}"
 
-    def members(self) -> list[dict[str, Any]]:
-        """The nodes as Patroni sees them, empty if none of them answers."""
-        for node in self.nodes:
-            answer = answer_of(f"{node.rest}/cluster")
-            if answer is not None:
-                members: list[dict[str, Any]] = answer["members"]
-                return members
-        return []
-
     def primary(self) -> Node:
         """The node that takes writes. Raises LookupError while there is none."""
         for node in self.nodes:
@@ -200,21 +191,31 @@ class Database:
                 return node
         raise LookupError("no node is the primary just now")
 
+    def standbys(self) -> dict[str, str]:
+        """The nodes that follow the primary by name, and whether each is `sync` or `async`.
+
+        As the primary's connections say: what Patroni lists may be dead for as long as `ttl`.
+        """
+        for node in self.nodes:
+            answer = answer_of(f"{node.rest}/patroni")
+            if answer is not None and answer["role"] == "primary" and "replication" in answer:
+                return {
+                    one["application_name"]: one["sync_state"]
+                    for one in answer["replication"]
+                    if one["state"] == "streaming"
+                }
+        return {}
+
     def synchronous_standby(self) -> Node:
         """The node that confirms commits. Raises LookupError while there is none."""
-        for member in self.members():
-            if member["role"] == "sync_standby" and member["state"] == "streaming":
-                return next(node for node in self.nodes if node.name == member["name"])
+        for node in self.nodes:
+            if self.standbys().get(node.name) == "sync":
+                return node
         raise LookupError("no standby confirms commits just now")
 
     def is_whole(self) -> bool:
         """Whether there are a primary, a standby that confirms commits, and one in reserve."""
-        roles = sorted(
-            str(member["role"])
-            for member in self.members()
-            if member["state"] in ("running", "streaming")
-        )
-        return roles == ["leader", "replica", "sync_standby"]
+        return sorted(self.standbys().values()) == ["async", "sync"]
 
 
 def postgresql_programs() -> Path:

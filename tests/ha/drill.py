@@ -308,7 +308,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     parser.add_argument("--folder", type=Path, help="where data and histories go; it is kept")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, _leave)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _leave)
     folder = (options.folder or Path(tempfile.mkdtemp(prefix="tq-ha-"))).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o711)
@@ -327,6 +328,8 @@ def main() -> int:
 
 
 def _leave(_number: int, _frame: object) -> NoReturn:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # what has begun to stop is not left half-way
     sys.exit(1)  # by way of every `finally`
 
 

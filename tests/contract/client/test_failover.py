@@ -103,7 +103,7 @@ async def test_where_all_brokers_lost_their_database_the_error_says_so(
 ) -> None:
     for way in ways:
         way.is_without_database = True
-    client = connect(url_of(ways), timeout=0.2)
+    client = connect(url_of(ways), timeout=2)
     with pytest.raises(BrokerUnavailable, match="The database was lost") as caught:
         await client.submit_task(Task("work", b"x"))
     assert not isinstance(caught.value, OutcomeUnknown)
@@ -141,13 +141,17 @@ async def test_a_wait_at_a_broker_that_falls_silent_goes_on_at_another(
     door: NativeDoor, connect: ConnectTo, ways: list[Way], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("taskqueue.client.aio.LONGEST_WAIT_SLICE", 0.05)
-    monkeypatch.setattr("taskqueue.client.aio.ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr("taskqueue.client.aio.ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr("taskqueue.client.connection.CONNECT_SECONDS", 600)
+    monkeypatch.setattr("taskqueue.client.connection.SILENCE_SECONDS", 600)
     client = connect(url_of(ways))
+    ended = await client.submit_task(Task("work", b"x"))
+    await client.cancel(ended)
+    await client.wait_for_end(ended)  # the connection that waits is open now
     task_id = await client.submit_task(Task("work", b"x"))
     silent = used(ways)
-    waiting = asyncio.create_task(client.wait_for_result(task_id))
-    await until(lambda: silent.carried == 2)
     silent.swallow()
+    waiting = asyncio.create_task(client.wait_for_result(task_id))
     await until(lambda: other(ways, silent).carried >= 1)
     [one] = await claimed(door.broker)
     request = m.CompleteRequest(task_id=task_id, token=one.task.token, result=b"done")

@@ -74,6 +74,35 @@ async def test_a_broker_without_its_database_is_left(bench: Bench, ways: list[Wa
             assert await (await double.submit(number)).result() == 2 * number
 
 
+async def test_a_broker_that_refuses_a_claim_is_left(long_lease: Bench) -> None:
+    @long_lease.app.task
+    async def double(number: int) -> int:
+        return 2 * number
+
+    async with some_ways(long_lease.door.port) as ways, a_worker_on(ways, long_lease):
+        assert await (await double.submit(1)).result() == 2
+        left = used(ways)
+        left.is_without_database = True
+        await left.close()  # the heartbeat does not look for an hour
+        assert await (await double.submit(2)).result() == 4
+        assert other(ways, left).carried
+
+
+async def test_a_broker_that_refuses_a_report_is_left(long_lease: Bench) -> None:
+    async with some_ways(long_lease.door.port) as both:
+
+        @long_lease.app.task
+        async def work() -> str:
+            # The report goes through a connection that is opened for it.
+            used(both).is_without_database = True
+            return "done"
+
+        async with a_worker_on(both, long_lease):
+            handle = await work.submit()
+            assert await handle.result() == "done"
+            assert [way.refused for way in both if way.refused] == [1]
+
+
 async def test_what_a_worker_holds_is_told_to_the_next_broker_at_once(long_lease: Bench) -> None:
     has_begun, may_end = asyncio.Event(), asyncio.Event()
 
@@ -159,14 +188,12 @@ async def test_a_heartbeat_that_is_not_answered_moves_the_whole_worker(
 
 
 async def test_a_lease_counts_while_one_of_the_brokers_may_be_up(
-    beating: Bench, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("taskqueue.worker.heartbeat.FIRST_INTERVAL", 0.02)
-    monkeypatch.setattr("taskqueue.worker.heartbeat.ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr("taskqueue.worker.heartbeat.ANSWER_SECONDS", 0.2)
     monkeypatch.setattr("taskqueue.client.link.LONGEST_PAUSE", 0.1)
     has_begun, was_stopped = asyncio.Event(), asyncio.Event()
 
-    @beating.app.task
     async def slow() -> None:
         has_begun.set()
         try:
@@ -174,10 +201,16 @@ async def test_a_lease_counts_while_one_of_the_brokers_may_be_up(
         finally:
             was_stopped.set()
 
-    async with some_ways(beating.door.port) as ways, a_worker_on(ways, beating):
-        await slow.submit()
-        await has_begun.wait()
-        await ways[0].shut()
-        ways[1].swallow()
-        await asyncio.wait_for(was_stopped.wait(), PATIENCE)
-        await ways[0].open()
+    async with (
+        a_bench(tmp_path, BrokerSettings(lease_seconds=1.5)) as bench,
+        some_ways(bench.door.port) as ways,
+    ):
+        task = bench.app.task(slow)
+        async with a_worker_on(ways, bench):
+            await task.submit()
+            await has_begun.wait()
+            await ways[0].shut()
+            ways[1].swallow()
+            await asyncio.wait_for(was_stopped.wait(), PATIENCE)
+            await ways[0].open()
+            await ways[1].shut()
