@@ -77,6 +77,8 @@ class PgProxy:
         self.flows = asyncio.Event()
         """While it is not set, bytes wait on their way, and connections are not made."""
         self.flows.set()
+        self.refuses = False
+        """Whether new connections are reset at once."""
         self._server_port = server_port
         self._traps: list[Trap] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -112,6 +114,8 @@ class PgProxy:
         self._tasks.add(task)
         try:
             await self.flows.wait()
+            if self.refuses:
+                raise ConnectionRefusedError
             there, back = await asyncio.open_connection("127.0.0.1", self._server_port)
         except (OSError, asyncio.CancelledError):
             writer.transport.abort()
@@ -200,6 +204,10 @@ async def cut(link: Link) -> None:
     """Reset the connection."""
     link.cut()
     link.is_silent = True
+
+
+async def pass_by(_link: Link) -> None:
+    """Do nothing."""
 
 
 async def silence(link: Link) -> None:
