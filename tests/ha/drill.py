@@ -76,7 +76,7 @@ class Result(NamedTuple):
     told: str
 
 
-class BrokerDied(Exception):
+class BrokerDied(RuntimeError):
     """A broker ended that nobody had told to."""
 
 
@@ -131,6 +131,7 @@ class Drill:
 
     def wind_down(self) -> list[str]:
         """Let the queue drain and end the clients; what went wrong."""
+        until("the database to be whole", self.database.is_whole, LONGEST)
         for broker in self._brokers.values():
             if not broker.process.is_alive:
                 broker.start()
@@ -265,11 +266,11 @@ def drill(folder: Path, seed: int, rounds: int, faults: Sequence[Fault] = FAULTS
     wrong: list[str] = []
     try:
         one.start()
-        try:
-            one.run(rounds, faults)
-        except (TimeoutError, BrokerDied) as error:
-            wrong.append(str(error))
-        wrong += one.wind_down()
+        for work in (lambda: one.run(rounds, faults), lambda: wrong.extend(one.wind_down())):
+            try:
+                work()
+            except (LookupError, TimeoutError, RuntimeError) as error:
+                wrong.append(str(error))
         kept, audit = asyncio.run(books.read(folder / "reader", one.database.dsn()))
     finally:
         one.stop()

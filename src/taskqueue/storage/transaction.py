@@ -68,8 +68,11 @@ class Tables(Protocol):
     Raise DataDamaged where a row makes no sense.
     """
 
-    async def load(self, ids: Sequence[str]) -> list[Task]:
-        """The tasks with these ids, as far as there are any; nobody else changes them now."""
+    async def load(self, ids: Sequence[str], new: Sequence[str]) -> list[Task]:
+        """The tasks with these ids, as far as there are any; nobody else changes them now.
+
+        Those of `new` are brought by submits: as a rule there are none yet.
+        """
         ...
 
     async def kept(self, places: Sequence[tuple[str, str, str]], wall: int) -> list[Kept]:
@@ -216,17 +219,18 @@ class Transaction:
 
     async def _load_tasks(self, kept: list[Kept]) -> list[Task]:
         ids = [
-            command.task.id if isinstance(command, Submit) else command.task_id
+            command.task_id
             for command in self._commands
-            if not isinstance(command, Claim | Promote | Purge | KeyCommand)
+            if not isinstance(command, Submit | Claim | Promote | Purge | KeyCommand)
         ]
+        new = [command.task.id for command in self._commands if isinstance(command, Submit)]
         for answer in kept:
             if answer.scope == repeats.CLAIM:
                 ids += [task_id for task_id, _token in repeats.claimed(answer)]
-        if not ids:
+        if not (ids or new):
             return []
-        tasks = await self._tables.load(ids)
-        if not {task.id for task in tasks}.issubset(ids):
+        tasks = await self._tables.load(ids, new)
+        if not {task.id for task in tasks}.issubset((*ids, *new)):
             raise DataDamaged("the index of ids leads to a task that was not asked for")
         return tasks
 

@@ -75,5 +75,5 @@ async def audit(reader: Reader) -> list[str]:
     """Each difference between what is counted and what is there."""
     found: list[str] = []
     for text, statement in _CHECKS:
-        found += [text.format(*row) for row in await reader.fetch(statement)]
+        found += [text.format(*row) for row in await reader.fetch_slowly(statement)]
     return found

@@ -25,6 +25,14 @@ SILENT_MS: Final = 10_000
 
 KEEPALIVE: Final = ((socket.TCP_KEEPIDLE, 5), (socket.TCP_KEEPINTVL, 2), (socket.TCP_KEEPCNT, 3))
 
+SERVER_KEEPALIVE: Final = {
+    "tcp_keepalives_idle": "5",
+    "tcp_keepalives_interval": "2",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": str(SILENT_MS),
+}
+"""So the server ends what a vanished broker has left open, too. A pooler would refuse them."""
+
 LOST: Final = (
     OSError,
     asyncpg.InterfaceError,
@@ -78,7 +86,10 @@ async def connect(database: Database, wanted: Wanted, purpose: str) -> Connectio
                 database.dsn,
                 target_session_attrs=SessionAttribute(wanted),
                 statement_cache_size=500 if database.prepares else 0,
-                server_settings={"application_name": f"taskqueue {purpose}"},
+                server_settings={
+                    "application_name": f"taskqueue {purpose}",
+                    **(SERVER_KEEPALIVE if database.prepares else {}),
+                },
             )
     except (*LOST, asyncpg.PostgresError, asyncpg.TargetServerAttributeNotMatched) as error:
         raise unavailable(database, error) from error

@@ -6,6 +6,8 @@ connection of its own, and can be left to the next round.
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import asyncpg
@@ -23,14 +25,18 @@ from taskqueue.storage.postgres.connections import (
     connect,
     unavailable,
 )
-from taskqueue.storage.postgres.membership import GONE_SECONDS, NOW, Membership
+from taskqueue.storage.postgres.membership import GONE_SECONDS, LOCAL, NOW, Membership
 from taskqueue.storage.postgres.schema import MIGRATION_LOCK
+from taskqueue.storage.postgres.statements import FROZEN_SECONDS
 from taskqueue.storage.postgres.tables import Memory
 
 DAILY: Final = ("archive", "payloads", "results")
 """The tables with a partition for each day."""
 
 CLOSE_SECONDS: Final = 3.0
+ROUND_SECONDS: Final = 120.0
+"""How long a round may take before its connection is given up."""
+
 DAYS_SECONDS: Final = 60.0
 """How often the leader looks which days are to be opened and dropped."""
 
@@ -41,9 +47,10 @@ SWEEP_SHARE: Final = 20
 
 LEAST_SWEEP_SECONDS: Final = 2.0
 
-FOLD: Final = """
+FOLD: Final = f"""
     WITH broker AS (
-        SELECT number, folded FROM taskqueue.brokers WHERE number = $1 FOR UPDATE
+        SELECT number, folded, {LOCAL} FROM taskqueue.brokers WHERE number = $1
+        FOR NO KEY UPDATE
     ), taken AS (
         DELETE FROM taskqueue.batches USING broker
         WHERE batches.broker = broker.number AND batches.number > broker.folded
@@ -68,9 +75,13 @@ FOLD: Final = """
     UPDATE taskqueue.brokers SET folded = latest.number
     FROM (SELECT max(number) AS number FROM taken) AS latest
     WHERE brokers.number = $1 AND latest.number IS NOT NULL"""
+"""A fold that is lost with the primary leaves everything as it was before."""
 GONE: Final = """
     SELECT number FROM taskqueue.brokers
-    WHERE number <> $1 AND seen < clock_timestamp() - make_interval(secs => $2)"""
+    WHERE number <> $1 AND seen < clock_timestamp() - make_interval(secs => $2)
+    ORDER BY number FOR UPDATE SKIP LOCKED"""
+"""Brokers to be given up. A batch of theirs is either seen by the statements that follow, or finds
+that its broker is gone."""
 FORGET_BROKER: Final = "DELETE FROM taskqueue.brokers WHERE number = $1"
 FORGET_MINUTES: Final = "DELETE FROM taskqueue.minutes WHERE minute < $1"
 FORGET_WORKERS: Final = """
@@ -82,6 +93,10 @@ DAYS: Final = """
 LOOK: Final = """
     SELECT run_at FROM taskqueue.tasks
     WHERE ready = 1 AND task_type = $1 AND priority = $2 ORDER BY run_at LIMIT 1"""
+
+LOCK_DAILY: Final = (
+    f"LOCK TABLE {', '.join(f'taskqueue.{table}' for table in DAILY)} IN ACCESS EXCLUSIVE MODE"
+)
 
 log = structlog.get_logger(component="storage")
 
@@ -103,10 +118,11 @@ class Keeping:
         try:
             if self._connection is None or self._connection.is_closed():
                 self._connection = await connect(self._database, "read-write", "chores")
-            await self._connection.execute(FOLD, self._memory.broker, self._memory.number)
-            await self._sweep(self._connection)
-            if self._membership.is_leader:
-                await self._lead(self._connection)
+            async with asyncio.timeout(ROUND_SECONDS):
+                await self._connection.execute(FOLD, self._memory.broker, self._memory.number)
+                await self._sweep(self._connection)
+                if self._membership.is_leader:
+                    await self._lead(self._connection)
         except (*LOST, asyncpg.PostgresError) as error:
             if self._connection is not None:
                 self._connection.terminate()
@@ -132,8 +148,7 @@ class Keeping:
                 continue
             low, high = days.bounds_of(day)
             try:
-                async with connection.transaction():
-                    await connection.execute("SET LOCAL lock_timeout = '500ms'")
+                async with _chore(connection):
                     await connection.execute("SELECT pg_advisory_xact_lock($1)", MIGRATION_LOCK)
                     for table in DAILY:
                         await connection.execute(
@@ -153,11 +168,8 @@ class Keeping:
         for day in sorted(row[0] for row in await connection.fetch(DAYS, "taskqueue.archive")):
             if days.EPOCH + (day + 1) * days.DAY > before:
                 return
-            latest = await connection.fetchval(
-                f"SELECT max(updated_at) FROM taskqueue.archive_d{day}"
-            )
-            if latest is None or latest < before:
-                await self._drop_day(connection, day)
+            if await _is_past(connection, day, before):
+                await self._drop_day(connection, day, before)
 
     async def _lead(self, connection: Connection) -> None:
         now = await connection.fetchval(NOW)
@@ -167,16 +179,19 @@ class Keeping:
             self._next_days = time.monotonic() + DAYS_SECONDS
             await self.make_days(connection)
             await self.drop_days(connection, self._memory.past_retention)
-        for (number,) in await connection.fetch(GONE, self._memory.broker, float(GONE_SECONDS)):
-            async with connection.transaction():
+        async with _chore(connection):
+            gone = await connection.fetch(GONE, self._memory.broker, float(GONE_SECONDS))
+            for (number,) in gone:
                 await connection.execute(FOLD, number, 2**62)
                 await connection.execute(FORGET_BROKER, number)
 
-    async def _drop_day(self, connection: Connection, day: int) -> None:
+    async def _drop_day(self, connection: Connection, day: int, before: int) -> None:
         low, high = days.bounds_of(day)
         try:
-            async with connection.transaction():
-                await connection.execute("SET LOCAL lock_timeout = '500ms'")
+            async with _chore(connection):
+                await connection.execute(LOCK_DAILY)
+                if not await _is_past(connection, day, before):
+                    return  # a task of that day has ended just now
                 for table in DAILY:
                     await connection.execute(
                         f"ALTER TABLE taskqueue.{table} DETACH PARTITION taskqueue.{table}_d{day}"
@@ -230,3 +245,19 @@ class Keeping:
             await asyncio.sleep(0)
         lasted = time.monotonic() - begun
         self._next_sweep = time.monotonic() + max(LEAST_SWEEP_SECONDS, SWEEP_SHARE * lasted)
+
+
+@asynccontextmanager
+async def _chore(connection: Connection) -> AsyncIterator[None]:
+    """A transaction that never holds the brokers up for long."""
+    async with connection.transaction():
+        await connection.execute(
+            "SET LOCAL lock_timeout = '500ms'; "
+            f"SET LOCAL idle_in_transaction_session_timeout = '{FROZEN_SECONDS}s'"
+        )
+        yield
+
+
+async def _is_past(connection: Connection, day: int, before: int) -> bool:
+    latest = await connection.fetchval(f"SELECT max(updated_at) FROM taskqueue.archive_d{day}")
+    return latest is None or bool(latest < before)

@@ -11,6 +11,7 @@ import json
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 import asyncpg
@@ -54,9 +55,12 @@ standby, and so is not held up when there is none. Who leads is fenced by the ro
 JOIN: Final = """
     INSERT INTO taskqueue.brokers (address, http, version) VALUES ($1, $2, $3) RETURNING number"""
 SHOW: Final = f"""
-    UPDATE taskqueue.brokers
-    SET seen = clock_timestamp(), address = $2, http = $3, version = $4, load = $5, workers = $6
-    WHERE number = $1 RETURNING {LOCAL}"""
+    INSERT INTO taskqueue.brokers (number, address, http, version, load, workers, folded)
+    OVERRIDING SYSTEM VALUE VALUES ($1, $2, $3, $4, $5, $6, $7)
+    ON CONFLICT (number) DO UPDATE SET seen = clock_timestamp(), address = $2, http = $3,
+        version = $4, load = $5, workers = $6
+    RETURNING {LOCAL}"""
+"""A broker that was given up joins again: all that it had written by then was counted."""
 LEAD: Final = f"""
     UPDATE taskqueue.leadership
     SET term = term + (broker IS DISTINCT FROM $1)::int, broker = $1,
@@ -90,9 +94,6 @@ BEAT: Final = f"""
 BEATS: Final = """
     SELECT worker_id, extract(epoch FROM clock_timestamp() - seen)::float8 FROM taskqueue.workers
     WHERE seen > clock_timestamp() - make_interval(secs => $1)"""
-FORGET_WORKERS: Final = """
-    DELETE FROM taskqueue.workers WHERE seen < clock_timestamp() - interval '1 day'"""
-
 NOW: Final = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
 
 Message = tuple[int, dict[str, tuple[int, int, list[int]]] | None, int | None]
@@ -127,6 +128,7 @@ class Membership(Cluster):
         self._ready: dict[str, list[int]] = {}
         self._next_due: int | None = None
         self._has_news = asyncio.Event()
+        self._has_changed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -139,6 +141,7 @@ class Membership(Cluster):
 
     def introduce(self, presence: Presence) -> None:
         self._presence = presence
+        self._has_changed.set()
 
     def tell(self, applied: Applied) -> None:
         if self._is_alone or not (applied.moved or applied.ready):
@@ -175,14 +178,15 @@ class Membership(Cluster):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._leads_until = 0.0
+        connection: Connection | None = None
         try:
             async with asyncio.timeout(LEAD_SECONDS):
                 connection = await connect(self._database, "read-write", "leadership")
                 await connection.execute(RESIGN, self._memory.broker)
                 await connection.execute(LEAVE, self._memory.broker)
-            await close(connection)
         except (BrokerUnavailable, *LOST, asyncpg.PostgresError) as error:
             log.warning("the others could not be told of this broker's end", error=str(error))
+        await close(connection)
         await close(self._beats)
 
     async def exchange(self, heard: Mapping[str, int]) -> dict[str, int]:
@@ -190,10 +194,11 @@ class Membership(Cluster):
         try:
             if self._beats is None or self._beats.is_closed():
                 self._beats = await connect(self._database, "read-write", "heartbeats")
-            if heard:
-                ages = [age / 1_000_000 for age in heard.values()]
-                await self._beats.execute(BEAT, list(heard), ages)
-            rows = await self._beats.fetch(BEATS, float(BEATS_KEPT))
+            async with asyncio.timeout(LEAD_SECONDS):
+                if heard:
+                    ages = [age / 1_000_000 for age in heard.values()]
+                    await self._beats.execute(BEAT, list(heard), ages)
+                rows = await self._beats.fetch(BEATS, float(BEATS_KEPT))
         except (*LOST, asyncpg.PostgresError) as error:
             if self._beats is not None:
                 self._beats.terminate()
@@ -277,11 +282,13 @@ class Membership(Cluster):
 
     async def _keep_leading(self, connection: Connection) -> None:
         while True:
+            self._has_changed.clear()
             async with asyncio.timeout(LEAD_SECONDS):
                 await self._check(connection)
                 await self._show(connection)
                 await self._lead(connection)
-            await asyncio.sleep(RENEW_SECONDS)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._has_changed.wait(), RENEW_SECONDS)
 
     async def _show(self, connection: Connection) -> None:
         number, since = self._latest
@@ -296,6 +303,7 @@ class Membership(Cluster):
             presence.version,
             self._load,
             self._workers,
+            self._memory.number,
         )
         peers = await connection.fetch(PEERS, LEAD_SECONDS * 2)
         self._is_alone = len(peers) < 2

@@ -27,13 +27,18 @@ from taskqueue.storage.postgres.tables import ENDED, as_keys, as_tasks
 
 READERS: Final = 4
 TABLES: Final[tuple[str, ...]] = ("tasks", "archive")
+READ_SECONDS: Final = 15
+"""How long one snapshot may be read from; a frozen server is not waited for."""
+
+AUDIT_SECONDS: Final = 1_800
 STANDBY_SECONDS: Final = 2.0
 """How long a connection to a standby is used before the primary is tried again."""
 
-BEGIN: Final = """
+BEGIN: Final = f"""
     BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
     SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL jit = off;
-    SET LOCAL plan_cache_mode = force_custom_plan; SET LOCAL statement_timeout = '30s'"""
+    SET LOCAL plan_cache_mode = force_custom_plan;
+    SET LOCAL statement_timeout = '{READ_SECONDS}s'"""
 
 COUNTS: Final = """
     WITH news AS (
@@ -207,15 +212,22 @@ class Reader:
         async with self._snapshot() as connection:
             return await connection.fetch(statement, *bindings)
 
+    async def fetch_slowly(self, statement: str) -> list[Any]:
+        """The rows of one statement that reads everything."""
+        async with self._snapshot(AUDIT_SECONDS) as connection:
+            await connection.execute(f"SET LOCAL statement_timeout = '{AUDIT_SECONDS}s'")
+            return await connection.fetch(statement)
+
     @asynccontextmanager
-    async def _snapshot(self) -> AsyncIterator[Connection]:
+    async def _snapshot(self, seconds: float = READ_SECONDS) -> AsyncIterator[Connection]:
         async with self._slots:
             connection, until = await self._take()
             is_sound = False
             try:
-                await connection.execute(BEGIN)
-                yield connection
-                await connection.execute("ROLLBACK")
+                async with asyncio.timeout(seconds):
+                    await connection.execute(BEGIN)
+                    yield connection
+                    await connection.execute("ROLLBACK")
                 is_sound = True
             except (*LOST, asyncpg.PostgresError) as error:
                 raise BrokerUnavailable(

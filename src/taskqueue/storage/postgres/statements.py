@@ -129,7 +129,8 @@ FORGET_NAMED: Final = """
 KEEP: Final = """
     INSERT INTO taskqueue.kept
     SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::bigint[])
-    ON CONFLICT (scope, name, key) DO UPDATE SET answer = excluded.answer, until = excluded.until"""
+    ON CONFLICT (scope, name, key) DO UPDATE SET answer = excluded.answer, until = excluded.until
+    WHERE kept.scope = 'claim' OR kept.until <= $6"""
 FORGET_KEPT: Final = """
     DELETE FROM taskqueue.kept WHERE (scope, name, key) IN (
         SELECT scope, name, key FROM taskqueue.kept
@@ -173,15 +174,38 @@ DELETE_BYTES: Final = tuple(
     for table in ("payloads", "results", "failures")
 )
 
-NOTE_BATCH: Final = "INSERT INTO taskqueue.batches VALUES ($1, $2, $3, $4, $5)"
+NOTE_BATCH: Final = """
+    INSERT INTO taskqueue.batches SELECT number, $2::bigint, $3::bigint, $4::bigint[], $5::jsonb
+    FROM taskqueue.brokers WHERE number = $1 FOR KEY SHARE"""
+"""Nothing is inserted for a broker that was given up: nobody would count it."""
 CLAIM_NUMBER: Final = """
-    INSERT INTO taskqueue.batches VALUES ($1, $2, 0, ARRAY[0, 0, 0], '[]')
-    ON CONFLICT DO NOTHING RETURNING number"""
+    WITH known AS (
+        SELECT number, folded FROM taskqueue.brokers WHERE number = $1 FOR NO KEY UPDATE
+    ), claimed AS (
+        INSERT INTO taskqueue.batches
+        SELECT number, $2::bigint, 0, ARRAY[0, 0, 0], '[]' FROM known WHERE folded < $2
+        ON CONFLICT (broker, number) DO UPDATE SET minute = batches.minute
+        RETURNING xmax = 0 AS was_free
+    )
+    SELECT coalesce(was_free, false) FROM known LEFT JOIN claimed ON true"""
+"""Whether the number was free; no row if the broker was given up, so that nobody can say. It writes
+in any case, so that its own commit waits for a standby as the one in doubt should have."""
 HOLD_TERM: Final = """
     SELECT term FROM taskqueue.leadership WHERE broker = $1 AND term = $2 FOR SHARE"""
 
-BEGIN: Final = """
+ENDED_MEANWHILE: Final = """
+    SELECT EXISTS (SELECT FROM taskqueue.archive WHERE id = ANY($1::uuid[]))"""
+IS_SOMEWHERE: Final = """
+    SELECT EXISTS (SELECT FROM taskqueue.tasks WHERE id = ANY($1::uuid[]))
+        OR EXISTS (SELECT FROM taskqueue.archive WHERE id = ANY($1::uuid[]))"""
+
+FROZEN_SECONDS: Final = 5
+"""How long a broker that is frozen between two statements keeps others from its rows."""
+
+BEGIN: Final = f"""
     BEGIN ISOLATION LEVEL READ COMMITTED;
+    SET LOCAL idle_in_transaction_session_timeout = '{FROZEN_SECONDS}s';
+    SET LOCAL lock_timeout = '2s';
     SET LOCAL enable_seqscan = off; SET LOCAL enable_sort = off; SET LOCAL enable_bitmapscan = off;
     SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off;
     SET LOCAL enable_material = off; SET LOCAL jit = off;
@@ -189,7 +213,8 @@ BEGIN: Final = """
 """How a transaction begins. Tables of a queue are empty one moment and full the next: what the
 planner knows of them is never true, and each statement here has one right plan, by index. Rows are
 joined to wanted ones by `= ANY (ARRAY[…])`, since for `=` the planner also considers to read a
-whole index in its order, which looks cheap while a table is small."""
+whole index in its order, which looks cheap while a table is small. Neither limit holds for the wait
+of a commit."""
 
 
 @cache

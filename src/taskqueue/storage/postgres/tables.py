@@ -15,7 +15,7 @@ from taskqueue.core import repeats
 from taskqueue.core.audit import AuditEntry
 from taskqueue.core.batch import MINUTE, Changes, Tally, readiness
 from taskqueue.core.commands import Purge
-from taskqueue.core.errors import DataDamaged
+from taskqueue.core.errors import BrokerUnavailable, DataDamaged
 from taskqueue.core.keys import Key
 from taskqueue.core.repeats import Kept
 from taskqueue.core.task import Status, Task, tier_of
@@ -35,6 +35,10 @@ WHOLE_LOOKS: Final = 60
 """One in so many looks begins at the beginning."""
 
 FIELDS: Final = len(msgspec.structs.fields(Task))
+
+
+class Meanwhile(Exception):
+    """Another broker has done something since this transaction looked: it is to look again."""
 
 
 class Memory:
@@ -69,10 +73,14 @@ def as_tasks(rows: Iterable[Any]) -> list[Task]:
 class PostgresTables(Tables):
     """Reads and writes inside the transaction that is open on a connection."""
 
-    def __init__(self, connection: Connection, memory: Memory, wall: int) -> None:
+    def __init__(
+        self, connection: Connection, memory: Memory, wall: int, *, trusts_new: bool
+    ) -> None:
         self._connection = connection
         self._memory = memory
         self._wall = wall
+        self._trusts_new = trusts_new
+        """Whether new tasks are looked for in the archive once they are there, not before."""
         self._weights: dict[int, int] = {}
         self._live: set[int] = set()
         self.new_lanes: list[tuple[str, int]] = []
@@ -80,12 +88,16 @@ class PostgresTables(Tables):
         self.claims_kept: dict[str, str] = {}
         """Likewise."""
 
-    async def load(self, ids: Sequence[str]) -> list[Task]:
-        wanted = sorted(set(ids))
+    async def load(self, ids: Sequence[str], new: Sequence[str]) -> list[Task]:
+        wanted = sorted({*ids, *new})
         live = await self._connection.fetch(sql.LOAD_LIVE, wanted)
-        found = {row[1] for row in live}
-        rest = [task_id for task_id in wanted if task_id not in found]
+        passed_over = set(new).difference(ids) if self._trusts_new else set()
+        rest = _without(wanted, live, passed_over)
         ended = await self._connection.fetch(sql.LOAD_ENDED, rest) if rest else []
+        missing = _without(rest, ended, set(new))
+        # One may have moved between the two looks; what a single look finds nowhere is nowhere.
+        if missing and await self._connection.fetchval(sql.IS_SOMEWHERE, missing):
+            raise Meanwhile
         self._live.update(row[0] for row in live)
         self._weights.update((row[0], row[FIELDS]) for row in (*live, *ended))
         return as_tasks((*live, *ended))
@@ -189,7 +201,7 @@ class PostgresTables(Tables):
     async def count(self, tally: Tally, wall: int) -> None:
         counts = [[*key, *change] for key, change in tally.changes().items() if any(change)]
         seen = tally.minute
-        await self._connection.execute(
+        tag = await self._connection.execute(
             sql.NOTE_BATCH,
             self._memory.broker,
             self._memory.number + 1,
@@ -197,6 +209,12 @@ class PostgresTables(Tables):
             [seen.completed, seen.failed, seen.busy],
             msgspec.json.encode(counts).decode(),
         )
+        if tag != "INSERT 0 1":
+            raise BrokerUnavailable(
+                "This broker was silent for so long that the others have given it up; it is "
+                "joining them again, nothing was changed, try again",
+                retry_after=1.0,
+            )
 
     async def _open_lanes(self, tasks: list[Task]) -> None:
         lanes = self._memory.lanes.unknown(tasks)
@@ -211,7 +229,14 @@ class PostgresTables(Tables):
         self._weights.update((seq, len(payload)) for seq, payload in changes.payloads)
         # In the order of their ids, as others who bring the same ones do.
         tasks = sorted(changes.inserted, key=lambda task: task.id)
-        await self._put(tasks)
+        await self._put_live(tasks)
+        # Nobody else can submit them from here on. Whoever did before may have seen them end.
+        if await self._connection.fetchval(sql.ENDED_MEANWHILE, [task.id for task in tasks]):
+            raise Meanwhile
+        ended = [task for task in tasks if task.status in ENDED]
+        if ended:
+            await self._connection.execute(sql.DELETE_LIVE, [task.seq for task in ended])
+            await self._put_ended(ended)
         seqs, payloads = zip(*changes.payloads, strict=True)
         await self._connection.execute(sql.INSERT_PAYLOADS, seqs, payloads)
 
@@ -227,25 +252,25 @@ class PostgresTables(Tables):
             await self._connection.execute(sql.DELETE_LIVE, leaving)
         if returning:
             await self._connection.execute(sql.DELETE_ENDED, returning)
-        await self._put(moving)
+        await self._put_live([task for task in moving if task.status not in ENDED])
+        await self._put_ended([task for task in moving if task.status in ENDED])
 
-    async def _put(self, tasks: list[Task]) -> None:
-        """Insert tasks where their status wants them."""
-        wall = self._wall
-        live = [
-            (*_row(task), self._weights.get(task.seq, 0), readiness(task, wall))
+    async def _put_live(self, tasks: list[Task]) -> None:
+        if not tasks:
+            return
+        rows = [
+            (*_row(task), self._weights.get(task.seq, 0), readiness(task, self._wall))
             for task in tasks
-            if task.status not in ENDED
         ]
-        ended = [
-            (*_row(task), self._weights.get(task.seq, 0)) for task in tasks if task.status in ENDED
-        ]
-        if live:
-            await self._connection.execute(sql.INSERT_LIVE, *zip(*live, strict=True))
-            self._live.update(task.seq for task in tasks if task.status not in ENDED)
-        if ended:
-            await self._connection.execute(sql.INSERT_ENDED, *zip(*ended, strict=True))
-            self._live.difference_update(row[0] for row in ended)
+        await self._connection.execute(sql.INSERT_LIVE, *zip(*rows, strict=True))
+        self._live.update(task.seq for task in tasks)
+
+    async def _put_ended(self, tasks: list[Task]) -> None:
+        if not tasks:
+            return
+        rows = [(*_row(task), self._weights.get(task.seq, 0)) for task in tasks]
+        await self._connection.execute(sql.INSERT_ENDED, *zip(*rows, strict=True))
+        self._live.difference_update(task.seq for task in tasks)
 
     async def _write_bytes(self, changes: Changes) -> None:
         results = changes.checked_results()
@@ -268,12 +293,15 @@ class PostgresTables(Tables):
             if (known := self._memory.latest_claims.get(name, key)) != key
         ]
         if old:
-            columns = [_texts(column) for column in zip(*old, strict=True)]
+            columns = [_texts(column) for column in zip(*sorted(old), strict=True)]
             await self._connection.execute(sql.FORGET_NAMED, *columns)
         latest = {(one.scope, one.name, one.key): one for one in answers}
-        rows = [msgspec.structs.astuple(one) for one in latest.values()]
+        # In one order, as others who keep the same ones do.
+        rows = [msgspec.structs.astuple(latest[place]) for place in sorted(latest)]
         columns = [_texts(column) for column in zip(*rows, strict=True)]
-        await self._connection.execute(sql.KEEP, *columns)
+        tag = await self._connection.execute(sql.KEEP, *columns, self._wall)
+        if int(tag.rpartition(" ")[2]) < len(rows):
+            raise Meanwhile
         self.claims_kept |= claims
 
     async def _forget(self, purge: Purge, wall: int) -> int:
@@ -315,6 +343,12 @@ def _changing(task: Task, wall: int) -> tuple[Any, ...]:
         task.progress,
         _text(task.progress_note),
     )
+
+
+def _without(ids: list[str], rows: Sequence[Any], others: set[str]) -> list[str]:
+    """The ids that are neither among the rows nor the others."""
+    known = others.union(row[1] for row in rows)
+    return [task_id for task_id in ids if task_id not in known]
 
 
 def _text(value: Any) -> Any:

@@ -7,6 +7,7 @@ inserts that row first decides, the transaction or the broker that asks.
 """
 
 import asyncio
+import time
 from typing import Any, Final
 
 import asyncpg
@@ -23,7 +24,7 @@ from taskqueue.storage.postgres.connections import (
     connect,
     unavailable,
 )
-from taskqueue.storage.postgres.tables import Memory, PostgresTables
+from taskqueue.storage.postgres.tables import Meanwhile, Memory, PostgresTables
 from taskqueue.storage.transaction import Transaction
 
 ATTEMPTS: Final = 5
@@ -32,11 +33,16 @@ ATTEMPTS: Final = 5
 PATIENCE: Final = 8.0
 """Seconds that callers wait for a transaction before they are told that it hangs."""
 
+STUCK_SECONDS: Final = 15.0
+"""After so long a transaction is looked up on another connection, if the database itself is well:
+the server's process may be frozen whose network still answers."""
+
 _AGAIN: Final = (
     asyncpg.UniqueViolationError,
     asyncpg.DeadlockDetectedError,
     asyncpg.SerializationError,
     asyncpg.LockNotAvailableError,
+    Meanwhile,
 )
 
 log = structlog.get_logger(component="storage")
@@ -58,6 +64,8 @@ class Writer:
         self._memory = memory
         self._connection: Connection | None = None
         self._working: asyncio.Task[Applied] | None = None
+        self._since = 0.0
+        self._is_closed = False
         self._must_look_up = False
         self._not_replicated = ""
 
@@ -69,18 +77,34 @@ class Writer:
         """Let what is under way end, as far as it does, and hang up."""
         if self._working is not None:
             await asyncio.wait([self._working], timeout=PATIENCE)
+            if not self._working.done():
+                self._is_closed = True
+                self._drop()  # to close it in good order would be to cancel the commit
+                await asyncio.wait([self._working])
         await close(self._connection)
 
     async def apply(self, batch: Batch) -> Applied:
-        """Commit a batch. Raises BrokerUnavailable (nothing changed) or OutcomeUnknown."""
+        """Commit a batch. Raises BrokerUnavailable (nothing changed) or OutcomeUnknown.
+
+        To be called only while there is no known reason that commits should wait.
+        """
         if self._working is not None and not self._working.done():
+            if time.monotonic() - self._since > STUCK_SECONDS:
+                log.error("a transaction hangs; looking it up on another connection")
+                self._since = time.monotonic()
+                self._drop()
             raise BrokerUnavailable(
                 "The database does not confirm what was written last; nothing was changed, "
                 "try again",
                 retry_after=1.0,
             )
+        self._since = time.monotonic()
         self._working = asyncio.create_task(self._apply(batch))
-        done, _ = await asyncio.wait([self._working], timeout=PATIENCE)
+        try:
+            done, _ = await asyncio.wait([self._working], timeout=PATIENCE)
+        except asyncio.CancelledError:
+            self._working.add_done_callback(_late)
+            raise
         if done:
             return self._working.result()
         self._working.add_done_callback(_late)
@@ -103,14 +127,16 @@ class Writer:
     async def _try(self, batch: Batch) -> Applied:
         connection = await self._connected()
         for attempt in range(1, ATTEMPTS + 1):
-            tables = PostgresTables(connection, self._memory, batch.wall)
+            tables = PostgresTables(connection, self._memory, batch.wall, trusts_new=attempt == 1)
             transaction = Transaction(tables, batch)
             try:
                 await connection.execute(sql.BEGIN)
                 await transaction.run()
             except _AGAIN as error:
                 self._memory.lanes.forget()
-                await connection.execute("ROLLBACK")
+                await self._take_back(connection)
+                if getattr(error, "constraint_name", None) == "batches_pkey":
+                    self._memory.number += 1  # it is used, whoever used it
                 if attempt == ATTEMPTS:
                     raise unavailable(self._database, error) from error
                 await asyncio.sleep(0.005 * attempt)
@@ -121,10 +147,18 @@ class Writer:
             if transaction.has_changed or self.doubt is not None:
                 await self._commit(connection, transaction)
             else:
-                await connection.execute("ROLLBACK")
+                await self._take_back(connection)
             self._remember(transaction, tables)
             return transaction.told(self.pending)
         raise AssertionError("the last attempt returns or raises")
+
+    async def _take_back(self, connection: Connection) -> None:
+        """End a transaction that is to change nothing. Raises BrokerUnavailable."""
+        try:
+            await connection.execute("ROLLBACK")
+        except (*LOST, asyncpg.PostgresError) as error:
+            self._drop()
+            raise unavailable(self._database, error) from error
 
     async def _roll_back(self, connection: Connection, error: BaseException) -> None:
         self._memory.lanes.forget()
@@ -143,7 +177,9 @@ class Writer:
         except (*LOST, asyncpg.PostgresError) as error:
             log.error("a commit was interrupted", error=str(error))
             self._drop()
-            self._must_look_up = transaction.has_changed
+            if not transaction.has_changed:
+                raise unavailable(self._database, error) from error
+            self._must_look_up = True
             await self._look_up()
             return
         if tag != "COMMIT":
@@ -162,9 +198,10 @@ class Writer:
         Raises BrokerUnavailable if it did not and never will, OutcomeUnknown if nobody can be
         asked yet.
         """
+        self._not_replicated = ""
         try:
             connection = await self._new_connection()
-            number = await connection.fetchval(
+            answers = await connection.fetch(
                 sql.CLAIM_NUMBER, self._memory.broker, self._memory.number + 1
             )
         except (BrokerUnavailable, *LOST, asyncpg.PostgresError) as error:
@@ -174,9 +211,18 @@ class Writer:
                 retry_after=1.0,
             ) from error
         self._must_look_up = False
-        if number is not None:
+        is_settled = bool(answers) and not self._not_replicated
+        was_free = is_settled and answers[0][0]
+        if was_free or not is_settled:
             self._memory.number += 1
             self._memory.lanes.forget()
+        if not is_settled:
+            reason = self._not_replicated or "the others have given this broker up"
+            raise OutcomeUnknown(
+                f"A commit may have been lost ({reason}): outcome unknown, repeat with the same id",
+                retry_after=1.0,
+            )
+        if was_free:
             raise BrokerUnavailable(
                 "The connection to the database was lost; nothing was changed, try again",
                 retry_after=1.0,
@@ -206,6 +252,8 @@ class Writer:
         log.warning("a commit in doubt had taken place")
 
     async def _new_connection(self) -> Connection:
+        if self._is_closed:
+            raise BrokerUnavailable("This broker is stopping; nothing was changed")
         connection = await connect(self._database, "read-write", "commits")
         connection.add_log_listener(self._on_notice)
         self._connection = connection
@@ -213,8 +261,9 @@ class Writer:
         return connection
 
     def _on_notice(self, _connection: Any, message: Any) -> None:
-        # "canceling wait for synchronous replication": it is committed here, perhaps only here.
-        if message.sqlstate == "01000" and "replication" in str(message):
+        # "canceling wait for synchronous replication", in the server's language: it is committed
+        # here, perhaps only here.
+        if message.sqlstate == "01000":
             self._not_replicated = str(message)
 
     def _remember(self, transaction: Transaction, tables: PostgresTables) -> None:

@@ -49,8 +49,8 @@ class SqliteTables(Tables):
         self._connection = connection
         self._next_seq = next_seq
 
-    async def load(self, ids: Sequence[str]) -> list[Task]:
-        return load_tasks(self._connection, sql.LOAD, (_as_text(ids),))
+    async def load(self, ids: Sequence[str], new: Sequence[str]) -> list[Task]:
+        return load_tasks(self._connection, sql.LOAD, (_as_text([*ids, *new]),))
 
     async def kept(self, places: Sequence[tuple[str, str, str]], wall: int) -> list[Kept]:
         return sql.decoded(self._connection, _KEPT, sql.KEPT, (_as_text(places), wall))
