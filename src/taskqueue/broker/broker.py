@@ -287,7 +287,9 @@ class Broker:
         """Renew a worker's lease, tell it what it has lost, take back what it does not know of."""
         self.workers.renew(request.worker_id)
         return m.BeatReply(
-            lost=await self._reconcile(request, caller), lease_seconds=self._settings.lease_seconds
+            lost=await self._reconcile(request, caller),
+            lease_seconds=self._settings.lease_seconds,
+            shared=self._storage.cluster.is_shared,
         )
 
     async def leave(self, request: m.LeaveRequest, caller: Caller = ANYBODY) -> m.LeaveReply:

@@ -74,6 +74,9 @@ class Cluster(Protocol):
     on_news: Callable[[News], None]
     """Called when others have changed something, or may have."""
 
+    is_shared: bool
+    """Whether other brokers may work on the same tasks."""
+
     @property
     def is_leader(self) -> bool:
         """Whether this broker does the housekeeping now."""
@@ -112,6 +115,8 @@ class Cluster(Protocol):
 
 class Alone(Cluster):
     """A broker with an engine of its own."""
+
+    is_shared = False
 
     def __init__(self) -> None:
         self.on_news = _ignore

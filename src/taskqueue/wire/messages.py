@@ -309,10 +309,15 @@ class MovedReply(Struct, kw_only=True):
 
 
 class BeatReply(Struct, kw_only=True):
-    """What the worker names but no longer holds, and the lease it now has."""
+    """What the worker names but no longer holds, and the lease it now has.
+
+    `shared` says whether other brokers work on the same tasks: then they go to others after the
+    lease even if this broker is gone.
+    """
 
     lost: list[str]
     lease_seconds: float
+    shared: bool = False
 
 
 class LeaveReply(Struct, kw_only=True):

@@ -50,6 +50,7 @@ class Heartbeat:
         self._clock = SystemClock()
         self._renewed_at = self._clock.steady()
         self._refusals = 0
+        self._is_shared = False
         self._is_stopped = False
         self._wake = threading.Event()
         self._socket: socket.socket | None = None
@@ -102,7 +103,7 @@ class Heartbeat:
     def _mind_lease(self, error: Exception) -> None:
         now = self._clock.steady()
         self._refusals = self._refusals + 1 if isinstance(error, ConnectionError) else 0
-        if self._refusals >= len(self._brokers):
+        if self._refusals >= len(self._brokers) and not self._is_shared:
             # Nobody listens there: no broker that could give the tasks to others. The next one
             # to start grants whole leases.
             self._renewed_at = now
@@ -119,6 +120,7 @@ class Heartbeat:
         answer = self._ask("TQ.BEAT", self._worker_id, *words)
         reply = msgspec.convert(as_fields(answer), BeatReply)
         self._interval = reply.lease_seconds / 3
+        self._is_shared = reply.shared
         if reply.lost:
             lost = set(reply.lost)
             self._on_lost([claim for claim in held if claim[0] in lost])

@@ -206,8 +206,8 @@ async def test_a_beat_names_what_is_lost(house: RespHouse, client: RespClient) -
     [first, second] = await client.claim("COUNT", 2)
     beat = await client.ask("TQ.BEAT", "w1", first[0], first[1], second[0], 7, NOBODY, 1, "rot", 0)
     lost = [second[0], NOBODY.encode(), b"rot"]
-    assert as_dict(beat) == {"lost": lost, "lease_seconds": b"30.0"}
-    assert as_dict(await client.ask("TQ.BEAT", "w2")) == {"lost": [], "lease_seconds": b"30.0"}
+    assert as_dict(beat) == {"lost": lost, "lease_seconds": b"30.0", "shared": 0}
+    assert as_dict(await client.ask("TQ.BEAT", "w2"))["lost"] == []
     assert len(house.broker.workers) == 2
 
 
@@ -342,7 +342,8 @@ async def test_resp3_has_maps_numbers_and_truth(client: RespClient) -> None:
     page = await client.ask("TQ.LIST", "STATUS", "failed")
     assert page[b"tasks"][0][b"task_id"].decode() == task_id
     assert page[b"next_cursor"] is None
-    assert await client.ask("TQ.BEAT", "w1") == {b"lost": [], b"lease_seconds": 30.0}
+    beat = await client.ask("TQ.BEAT", "w1")
+    assert beat == {b"lost": [], b"lease_seconds": 30.0, b"shared": False}
     assert (await client.ask("TQ.WAIT", task_id, 0))[b"status"] == b"failed"
 
 

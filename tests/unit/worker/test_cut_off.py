@@ -11,6 +11,7 @@ import pytest
 
 from taskqueue import Context
 from taskqueue.client.address import BrokerAddress
+from taskqueue.storage.cluster import Alone
 from taskqueue.worker.attempt import FORKED_EXIT
 from taskqueue.worker.runner import Worker, WorkerSettings
 from tests.support.door import PATIENCE, until
@@ -87,6 +88,34 @@ async def test_a_broker_that_is_down_takes_nothing_away(
     may_end.set()
     assert await handle.result() == "done"
     assert (await handle.status()).retry_count == 0
+
+
+async def test_of_several_brokers_one_that_is_down_keeps_no_tasks(
+    beating: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one, which this worker was not told of, gives them to others after the lease."""
+    monkeypatch.setattr(Alone, "is_shared", True)
+    has_begun, was_stopped = asyncio.Event(), asyncio.Event()
+
+    @beating.app.task
+    async def slow(ctx: Context) -> int:
+        if ctx.token > 1:
+            return ctx.token
+        has_begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            was_stopped.set()
+        return 0
+
+    await beating.work()
+    handle = await slow.submit()
+    await has_begun.wait()
+    await beating.door.stop()
+    await asyncio.wait_for(was_stopped.wait(), PATIENCE)
+    await beating.door.start()
+    await beating.take_back(handle.task_id)
+    assert await handle.result() == 2
 
 
 async def test_a_report_whose_answer_vanishes_is_repeated_with_its_token(

@@ -1498,8 +1498,13 @@ class BeatResponse(_message.Message):
 
     LOST_FIELD_NUMBER: _builtins.int
     LEASE_SECONDS_FIELD_NUMBER: _builtins.int
+    SHARED_FIELD_NUMBER: _builtins.int
     lease_seconds: _builtins.float
     """How long it may be silent before its tasks go to others."""
+    shared: _builtins.bool
+    """Whether other brokers work on the same tasks: then they go to others after the lease even if
+    this broker is gone.
+    """
     @_builtins.property
     def lost(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Tasks that it named but no longer holds."""
@@ -1509,10 +1514,11 @@ class BeatResponse(_message.Message):
         *,
         lost: _abc.Iterable[_builtins.str] | None = ...,
         lease_seconds: _builtins.float = ...,
+        shared: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_seconds", b"lease_seconds", "lost", b"lost"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_seconds", b"lease_seconds", "lost", b"lost", "shared", b"shared"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

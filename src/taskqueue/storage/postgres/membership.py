@@ -111,6 +111,8 @@ log = structlog.get_logger(component="cluster")
 class Membership(Cluster):
     """This broker's part in the cluster."""
 
+    is_shared = True
+
     def __init__(self, database: Database, memory: Memory, writer: Writer, reader: Reader) -> None:
         self.on_news: Callable[[News], None] = lambda _news: None
         self._database = database
