@@ -148,10 +148,13 @@ class Membership(Cluster):
     def tell(self, applied: Applied) -> None:
         if self._is_alone or not (applied.moved or applied.ready):
             return
+        # What was promoted is ready from an earlier moment on than what moved.
+        has_promoted = any(isinstance(outcome, int) for outcome in applied.outcomes)
         for task in applied.moved:
             if task.task_type in applied.ready:
-                known = self._ready.setdefault(task.task_type, [0, task.run_at])
-                known[1] = min(known[1], task.run_at)
+                run_at = 0 if has_promoted else task.run_at
+                known = self._ready.setdefault(task.task_type, [0, run_at])
+                known[1] = min(known[1], run_at)
         for task_type, number in applied.ready.items():
             self._ready.setdefault(task_type, [0, 0])[0] += number
         if applied.next_due is not None:
