@@ -34,6 +34,7 @@ COMMANDS: Final = {
     "cluster": ("taskqueue.cli.cluster:cluster", "Show the brokers and the database under them."),
     "audit": ("taskqueue.cli.keys:audit", "List what operators did."),
     "migrate": ("taskqueue.cli.migrate:migrate", "Bring the database to this release's schema."),
+    "move": ("taskqueue.cli.move:move", "Move an embedded broker's tasks to a database."),
 }
 """Where each command is written, and what it does."""
 

@@ -65,6 +65,7 @@ class PostgresStorage(Storage):
         connection = await connect(self._database, "read-write", "start")
         try:
             await self._use_schema(connection)
+            await schema.require_whole(connection)
             await self._membership.join(connection)
             await self._keeping.make_days(connection)
             latest = await connection.fetchval(
@@ -132,7 +133,9 @@ class PostgresStorage(Storage):
         floor = 0 if self._looks % WHOLE_LOOKS == 1 else self._deadline_floor
         overdue = await self._reader.overdue(floor, steady, limit)
         if len(overdue) < limit:
-            self._deadline_floor = steady - FLOOR_MARGIN
+            # Those that were found may be there the next time too.
+            earliest = min((task.deadline or 0 for task in overdue), default=steady)
+            self._deadline_floor = earliest - FLOOR_MARGIN
         return overdue
 
     async def held(self, worker_ids: Sequence[str]) -> list[Task]:

@@ -31,6 +31,8 @@ class Lanes:
 
     def __init__(self) -> None:
         self._floors: dict[str, dict[int, int]] = {}
+        self._lowered: dict[tuple[str, int], int] = {}
+        """To where, since a claim last looked into the lane."""
 
     def add(self, lanes: Iterable[tuple[str, int]]) -> None:
         """These lanes exist."""
@@ -62,7 +64,11 @@ class Lanes:
     def lower(self, task_type: str, priority: int, run_at: int) -> None:
         """Something became ready there."""
         floors = self._floors.get(task_type)
-        if floors is not None and floors.get(priority, 0) > run_at:
+        if floors is None:
+            return
+        lane = task_type, priority
+        self._lowered[lane] = min(run_at, self._lowered.get(lane, run_at))
+        if floors.get(priority, 0) > run_at:
             floors[priority] = run_at
 
     def lower_all(self, task_type: str, run_at: int) -> None:
@@ -79,6 +85,8 @@ class Lanes:
             is_partly_read = last is not None and lane.priority == last.priority
             reached = min(wall, last.run_at) if last is not None and is_partly_read else wall
             floor = max(lane.floor, reached - MARGIN)
+            # What was told of while the claim was under way, it may not have seen.
+            floor = min(floor, self._lowered.pop((lane.task_type, lane.priority), floor))
             if lane.priority in self._floors.get(lane.task_type, ()):
                 self._floors[lane.task_type][lane.priority] = floor
 

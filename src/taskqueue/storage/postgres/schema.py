@@ -15,6 +15,7 @@ MIGRATION_LOCK: Final = 0x7461736B71756575
 
 EXISTS: Final = """
     SELECT EXISTS (SELECT FROM pg_tables WHERE schemaname = $1 AND tablename = 'migrations')"""
+UNFINISHED: Final = "SELECT folder FROM taskqueue.move WHERE finished_at IS NULL"
 VERSION: Final = "SELECT coalesce(max(number), 0) FROM taskqueue.migrations"
 
 MIGRATIONS: Final = numbered_files(resources.files("taskqueue.storage.postgres") / "migrations")
@@ -69,8 +70,23 @@ def require_known(version: int) -> None:
         )
 
 
+async def require_whole(connection: Connection) -> None:
+    """Raise StorageRefused while tasks are being moved here from the embedded engine."""
+    folder = await connection.fetchval(UNFINISHED)
+    if folder is not None:
+        raise StorageRefused(
+            f"not all tasks of the data folder {folder} are in this database yet: run tq move "
+            f"--from {folder} again, to its end. To give the move up, drop the schema {SCHEMA}; "
+            "the folder still has every task"
+        )
+
+
 async def _make_schema(connection: Connection) -> None:
-    await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
+    # IF NOT EXISTS would want the right to make one even where there is one.
+    if not await connection.fetchval(
+        "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1)", SCHEMA
+    ):
+        await connection.execute(f"CREATE SCHEMA {SCHEMA}")
     await connection.execute(
         "CREATE TABLE taskqueue.migrations "
         "(number integer PRIMARY KEY, at timestamptz NOT NULL DEFAULT clock_timestamp())"

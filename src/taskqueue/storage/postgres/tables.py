@@ -87,6 +87,8 @@ class PostgresTables(Tables):
         """To be known once the transaction is committed."""
         self.claims_kept: dict[str, str] = {}
         """Likewise."""
+        self.due_floor: int | None = None
+        """Likewise, if it was looked for what is due."""
 
     async def load(self, ids: Sequence[str], new: Sequence[str]) -> list[Task]:
         wanted = sorted({*ids, *new})
@@ -151,8 +153,11 @@ class PostgresTables(Tables):
         rows = await self._connection.fetch(sql.PROMOTE, self._memory.due_floor, wall, limit)
         for _, task_type, priority, run_at in rows:
             memory.lanes.lower(task_type, priority, run_at)
+        # A lane whose first task came to another broker for later may be known to that one only.
+        known = {(lane.task_type, lane.priority) for lane in memory.lanes.all()}
+        self.new_lanes += sorted({(row[1], row[2]) for row in rows} - known)
         if len(rows) < limit:
-            memory.due_floor = wall - FLOOR_MARGIN
+            self.due_floor = wall - FLOOR_MARGIN
         return {seq: task_type for seq, task_type, _, _ in rows}
 
     async def purge(self, purge: Purge, wall: int) -> Purged:

@@ -271,6 +271,8 @@ class Writer:
         memory.number += transaction.has_changed
         memory.lanes.add(tables.new_lanes)
         memory.latest_claims |= tables.claims_kept
+        if tables.due_floor is not None:
+            memory.due_floor = tables.due_floor
         change = transaction.pending_change()
         self.pending += change
         self.pending_changes += change

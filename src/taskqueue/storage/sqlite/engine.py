@@ -17,6 +17,7 @@ from taskqueue.storage.port import Count, Storage, TaskQuery, Totals
 from taskqueue.storage.sqlite import writer
 from taskqueue.storage.sqlite.folder import DataFolder
 from taskqueue.storage.sqlite.mark import CommitMark
+from taskqueue.storage.sqlite.moved import require_not_moved
 from taskqueue.storage.sqlite.reader import Reader
 from taskqueue.storage.sqlite.writer import Writer
 
@@ -40,11 +41,14 @@ class SqliteStorage(Storage):
     async def open(self) -> None:
         """Lock the data folder, open the database, refuse it if acknowledged commits are missing.
 
+        One whose tasks were moved to another engine is refused as well.
+
         Raises StorageRefused.
         """
         with ExitStack() as undo:
             self._folder = DataFolder(self._path)
             undo.callback(self._folder.close)
+            require_not_moved(self._folder.path)
             self._mark = CommitMark(self._folder.path)
             undo.callback(self._mark.close)
             self._writer = Writer(self._folder, self._mark)

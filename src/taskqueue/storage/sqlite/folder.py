@@ -15,6 +15,10 @@ FileIdentity = tuple[int, int]
 """Device and inode."""
 
 
+class FolderInUse(StorageRefused):
+    """Another process has the folder."""
+
+
 class DataFolder:
     """A folder that belongs to this process until `close`, or until the process ends."""
 
@@ -35,7 +39,7 @@ class DataFolder:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(self._lock)
-            raise StorageRefused(
+            raise FolderInUse(
                 f"the data folder {path} is in use by another broker; "
                 "stop that one or choose another folder"
             ) from None

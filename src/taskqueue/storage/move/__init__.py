@@ -1,0 +1,1 @@
+"""The move of a data folder's tasks to a PostgreSQL database."""
