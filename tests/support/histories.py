@@ -1,14 +1,26 @@
 """Random histories: the same commands at the same times for an engine and for the model."""
 
 import asyncio
+import os
+import time
 import zlib
 from collections.abc import Callable
+from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
+from random import Random
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from msgspec import structs
 
 from taskqueue.core.batch import Applied
@@ -29,11 +41,20 @@ from taskqueue.core.commands import (
 )
 from taskqueue.core.errors import TaskQueueError
 from taskqueue.core.task import Event, Status
+from taskqueue.storage.cluster import News
 from taskqueue.storage.engines import open_storage
 from taskqueue.storage.port import TaskQuery
+from tests.support.door import PATIENCE
 from tests.support.model import ModelStorage
+from tests.support.numbers import Numbers
+from tests.support.postgres import PostgresServer, a_database
 from tests.support.storage import Queue
 from tests.support.witness import Witness
+
+DAY = 24 * 3600 * SECOND
+TODAY = time.time_ns() // 1_000 // DAY * DAY
+"""Histories begin with the day: by its own clock the engine forgets the minutes of last week, and
+has partitions for this day and the next."""
 
 TYPES = ("a", "b", "c")
 PAYLOADS = (b"", b"x", b"\0\xff\0", b"y" * 3000)
@@ -59,26 +80,54 @@ SUITS = {
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 
 
+def run_histories(machine: Callable[[], RuleBasedStateMachine], number: int) -> None:
+    """Run so many histories, the same ones each time.
+
+    `HISTORIES=1000` in the environment asks for so many instead, and for other ones each time.
+    """
+    asked = int(os.environ.get("HISTORIES", "0"))
+    rules = settings(
+        max_examples=asked or number,
+        stateful_step_count=50,
+        deadline=None,
+        derandomize=not asked,
+        database=None,
+        suppress_health_check=list(HealthCheck),  # pyright: ignore[reportArgumentType]
+    )
+    run_state_machine_as_test(machine, settings=rules)  # type: ignore[arg-type]  # any callable
+
+
 class QueueHistory(RuleBasedStateMachine):
-    """Drives an SQLite engine and the model alike, and compares all they say.
+    """Drives an engine and the model alike, and compares all they say.
 
     Most of what is drawn makes sense at that moment, so that tasks get far in their lives; the
     rest is late, repeated or about the wrong task. What is usual comes first in each choice,
     since first choices are drawn more often.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, server: PostgresServer | None = None) -> None:
+        """Compare the engine on a server of PostgreSQL, or else the embedded one."""
         super().__init__()
         self.loop = asyncio.new_event_loop()
-        self.folder = TemporaryDirectory()
-        self.clock = ManualClock()
-        self.engine = Queue(open_storage(Path(self.folder.name)), self.clock)
+        self.stack = AsyncExitStack()
+        self.folder = Path(self.stack.enter_context(TemporaryDirectory()))
+        self.address = ""
+        if server is not None:
+            self.address = self.run(self.stack.enter_async_context(a_database(server)))
+        self.clock = ManualClock(TODAY)
+        self.engine = self.opened()
         self.oracle = ModelStorage()
         self.model = Queue(self.oracle, self.clock)
-        self.run(self.engine.storage.open())
+        self.numbers = Numbers(are_counted=not self.address)
         self.ids: list[str] = []
         self.submits: list[Submit] = []
         self.witness = Witness()
+
+    def opened(self) -> Queue:
+        """The engine, on what it left behind if it has run before."""
+        queue = Queue(open_storage(self.folder, self.address), self.clock)
+        self.run(queue.storage.open())
+        return queue
 
     def run(self, work: Any) -> Any:
         """The outcome of a coroutine."""
@@ -86,8 +135,8 @@ class QueueHistory(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         self.run(self.engine.storage.close())
+        self.run(self.stack.aclose())
         self.loop.close()
-        self.folder.cleanup()
 
     @rule(data=st.data(), number=st.integers(1, 4))
     def submits_come(self, data: st.DataObject, number: int) -> None:
@@ -117,21 +166,21 @@ class QueueHistory(RuleBasedStateMachine):
         seconds=st.sampled_from([0.001, 0.5, 1.0, 5.0, 11.0, 70.0, 4000.0]),
         forgiven=st.sampled_from([0, 0, 1]),
         promoted=st.sampled_from([0, 2, 100]),
+        data=st.data(),
+        beside=st.sampled_from([0, 0, 1, 2]),
     )
-    def time_passes(self, seconds: float, forgiven: int, promoted: int) -> None:
+    def time_passes(
+        self, seconds: float, forgiven: int, promoted: int, data: st.DataObject, beside: int
+    ) -> None:
         self.clock.advance(seconds)
         self.clock.forgive(round(seconds * forgiven * SECOND))
         if promoted:
-            self.transact(Promote(promoted))
+            self.transact(Promote(promoted), *(self.a_submit(data.draw) for _ in range(beside)))
 
     @precondition(lambda self: self.ids)
     @rule(set_back=st.sampled_from([0, 0, 0, 1, 60, 4000]))
     def the_broker_restarts(self, set_back: int) -> None:
-        """Only between two runs of a broker can its clock go back."""
-        self.run(self.engine.storage.close())
-        self.clock.advance(-set_back)
-        self.engine = Queue(open_storage(Path(self.folder.name)), self.clock)
-        self.run(self.engine.storage.open())
+        self.restart(set_back)
         self.compare("find", TaskQuery(limit=10_000))
         for task_id in self.ids:
             self.compare("get", task_id)
@@ -153,18 +202,50 @@ class QueueHistory(RuleBasedStateMachine):
         before_seq: int | None,
         data: st.DataObject,
     ) -> None:
-        self.compare("find", TaskQuery(status, task_type, *page, before_seq))
+        query = TaskQuery(status, task_type, *page, before_seq)
+        if before_seq is None:
+            self.compare("find", query)
+        else:
+            place = self.numbers.place_of(before_seq, self.oracle.tasks.values())
+            ours = self.run(self.engine.storage.find(structs.replace(query, before_seq=place)))
+            assert self.numbers.in_terms_of_the_model(ours) == self.run(self.oracle.find(query))
         self.compare("count", status, task_type)
         task_id = data.draw(st.sampled_from(self.ids))
         self.compare("get", task_id)
         self.compare("payload", task_id)
 
+    def restart(self, set_back: float) -> None:
+        """Only between two runs of a broker can its clock go back."""
+        self.run(self.engine.storage.close())
+        self.clock.advance(-set_back)
+        self.engine = self.opened()
+
+    def compare_depth(self, ours: Applied, theirs: Applied) -> None:
+        """Each transaction says how deep the queue is."""
+        assert ours.pending == theirs.pending
+
+    def spread(self, applied: Applied) -> None:
+        """There is nobody else to hear of it."""
+
     def transact(self, *commands: Command) -> None:
         """One transaction on both; what they say must agree, and their books afterwards."""
         ours = self.run(self.engine.apply(*commands))
         theirs = self.run(self.model.apply(*commands))
+        self.numbers.learn(ours, theirs)
+        ours = structs.replace(
+            ours,
+            outcomes=self.numbers.in_terms_of_the_model(ours.outcomes),
+            moved=self.numbers.in_terms_of_the_model(ours.moved),
+        )
+        self.compare_depth(ours, theirs)
+        self.spread(ours)
         assert said(ours) == said(theirs), commands
         self.witness.see(ours, self.clock.wall())
+        self.numbers.check_order(self.oracle.tasks.values())
+        self.compare_books()
+
+    def compare_books(self) -> None:
+        """What an engine says of all its tasks together."""
         self.compare("next_due")
         self.compare("holders")
         self.compare("held", WORKERS[:2], key=by_seq)
@@ -178,6 +259,7 @@ class QueueHistory(RuleBasedStateMachine):
     ) -> None:
         """Engine and model must give the same answer."""
         ours = self.run(getattr(self.engine.storage, method)(*arguments))
+        ours = self.numbers.in_terms_of_the_model(ours)
         theirs = self.run(getattr(self.model.storage, method)(*arguments))
         if key is not None:
             ours, theirs = key(ours), key(theirs)
@@ -246,11 +328,11 @@ class QueueHistory(RuleBasedStateMachine):
                 retryable = draw(st.sampled_from([True, True, False]))
                 return Fail(task_id, token, "E", "m", "t", retryable, delay, spread)
             case "release":
-                return Release(task_id, token)
+                return Release(task_id, token, delay=draw(st.sampled_from([0, 0, 3 * SECOND])))
             case "progress":
                 return Progress(task_id, token, draw(st.sampled_from([0.0, 0.5])), "n")
             case "cancel":
-                return Cancel(task_id)
+                return Cancel(task_id, running=draw(st.booleans()))
             case "retry":
                 return Retry(task_id)
             case _:
@@ -258,14 +340,94 @@ class QueueHistory(RuleBasedStateMachine):
                 return TakeBack(task_id, token, why, "m", spread)
 
 
+class ClusterHistory(QueueHistory):
+    """Two brokers on one database: now one is asked, now the other, and their news are heard."""
+
+    def __init__(self, server: PostgresServer) -> None:
+        self.news: dict[Queue, asyncio.Event] = {}
+        super().__init__(server)
+        self.others = [self.opened()]
+
+    @initialize(chance=st.randoms(use_true_random=False))
+    def they_begin(self, chance: Random) -> None:
+        self.chance = chance
+
+    def transact(self, *commands: Command) -> None:
+        # At a standstill of the clock the numbers that two brokers give have no order.
+        self.clock.advance(0.001)
+        self.take_turns(any(isinstance(one, Promote | Purge) for one in commands))
+        super().transact(*commands)
+
+    def take_turns(self, for_leader: bool) -> None:
+        """Let another broker be the one that is asked; housekeeping is the leader's alone."""
+        brokers = [self.engine, *self.others]
+        able = [one for one in brokers if not for_leader or one.storage.cluster.is_leader]
+        while not able:  # for a moment, after a restart
+            self.run(asyncio.sleep(0.002))
+            able = [one for one in brokers if one.storage.cluster.is_leader]
+        self.engine = able[self.chance.randrange(len(able))]
+        self.others = [one for one in brokers if one is not self.engine]
+
+    def opened(self) -> Queue:
+        queue = Queue(open_storage(self.folder, self.address), self.clock)
+        heard = self.news[queue] = asyncio.Event()
+        queue.storage.cluster.on_news = lambda _: heard.set()
+        self.run(queue.storage.open())
+        self.run(asyncio.wait_for(heard.wait(), PATIENCE))  # it listens now
+        queue.storage.cluster.on_news = partial(hear_of_a_batch, heard)
+        return queue
+
+    def restart(self, set_back: float) -> None:
+        """Nor does the clock go back, which is that of the database, for both."""
+        self.take_turns(for_leader=False)
+        del self.news[self.engine]
+        super().restart(0)
+
+    def compare_depth(self, ours: Applied, theirs: Applied) -> None:
+        """Not here: a broker learns within a second how many tasks others have added."""
+
+    def spread(self, applied: Applied) -> None:
+        """Let the others hear of what a transaction did."""
+        if applied.moved or applied.ready:
+            for other in self.others:
+                self.news[other].clear()
+            self.run(self.tell(applied))
+
+    async def tell(self, applied: Applied) -> None:
+        """Return once all others have heard it."""
+        async with asyncio.timeout(PATIENCE):
+            # What one that knows of no others has to tell is lost.
+            cluster: Any = self.engine.storage.cluster
+            while cluster._is_alone:  # noqa: ASYNC110
+                await asyncio.sleep(0.002)
+            cluster.tell(applied)
+            for other in self.others:
+                await self.news[other].wait()
+
+    def compare_books(self) -> None:
+        self.take_turns(for_leader=False)
+        super().compare_books()
+
+    def teardown(self) -> None:
+        for other in self.others:
+            self.run(other.storage.close())
+        super().teardown()
+
+
+def hear_of_a_batch(heard: asyncio.Event, news: News) -> None:
+    """Set the event, unless this is only to say that anything may have happened."""
+    if news.ready is not None:
+        heard.set()
+
+
 def said(applied: Applied) -> tuple[Any, ...]:
-    """What a transaction said, errors by their class and code."""
+    """What a transaction said but for the depth, errors by their class and code."""
     outcomes = [
         (type(one), one.code) if isinstance(one, TaskQueueError) else one
         for one in applied.outcomes
     ]
     ready = {kind: number for kind, number in applied.ready.items() if number}
-    return outcomes, applied.moved, ready, applied.next_due, applied.pending
+    return outcomes, applied.moved, ready, applied.next_due
 
 
 def as_set(answer: Any) -> Any:

@@ -263,9 +263,13 @@ class ModelStorage(Storage):
 
     def _by_operator(self, task: Task, command: Cancel | Retry) -> Task:
         if isinstance(command, Cancel):
-            if task.status not in WAITING:
+            if task.status in WAITING:
+                return self._put(self._changed(task, Event.CANCEL, status=Status.CANCELLED))
+            if task.status is not Status.IN_PROGRESS or not command.running:
                 raise InvalidStatus("")
-            return self._put(self._changed(task, Event.CANCEL, status=Status.CANCELLED))
+            return self._put(
+                self._changed(task, Event.STOP, status=Status.CANCELLED, deadline=None)
+            )
         if task.status not in (Status.DEAD_LETTER, Status.CANCELLED):
             raise InvalidStatus("")
         fresh = {"retry_count": 0, "run_at": self.now, "worker_id": None}
@@ -293,7 +297,9 @@ class ModelStorage(Storage):
                         task,
                         Event.RELEASE,
                         status=Status.PENDING,
-                        run_at=min(task.run_at, self.now),
+                        run_at=self.now + command.delay
+                        if command.delay
+                        else min(task.run_at, self.now),
                         deadline=None,
                         worker_id=None,
                     )

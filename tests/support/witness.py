@@ -22,6 +22,7 @@ STEPS: Final[dict[Event, tuple[set[Status], set[Status]]]] = {
     Event.TIME_OUT: (RUNNING, ATTEMPT_FAILED),
     Event.RELEASE: (RUNNING, {Status.PENDING}),
     Event.CANCEL: (WAITING, {Status.CANCELLED}),
+    Event.STOP: (RUNNING, {Status.CANCELLED}),
     Event.RETRY: ({Status.DEAD_LETTER, Status.CANCELLED}, {Status.PENDING}),
 }
 """From which statuses each event leads to which. A submit leads from nothing to pending."""

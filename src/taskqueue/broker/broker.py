@@ -174,9 +174,12 @@ class Broker:
             next_cursor=write_cursor(tasks[-1].seq, request) if is_full else None,
         )
 
-    def cancel(self, request: m.TaskRequest, caller: Caller = ANYBODY) -> asyncio.Future[Task]:
-        """Take a task out of the queue. Raises TaskNotFound, InvalidStatus."""
-        command = Cancel(_known_form(request.task_id), caller.scope)
+    def cancel(self, request: m.CancelRequest, caller: Caller = ANYBODY) -> asyncio.Future[Task]:
+        """Take a task out of the queue. Raises TaskNotFound, InvalidStatus.
+
+        A worker that runs it learns with its next beat that it has lost it.
+        """
+        command = Cancel(_known_form(request.task_id), caller.scope, request.running)
         return self._ledger.record(Audited(command, "cancel", caller.actor))
 
     def retry(self, request: m.TaskRequest, caller: Caller = ANYBODY) -> asyncio.Future[Task]:
@@ -281,7 +284,8 @@ class Broker:
     def release(self, request: m.ReleaseRequest, caller: Caller = ANYBODY) -> asyncio.Future[Task]:
         """A worker gives a task back unfinished. Raises TaskNotFound, LeaseLost."""
         task_id = _known_form(request.task_id)
-        return self._ledger.record(Release(task_id, request.token, caller.scope))
+        delay = round(request.delay_seconds * SECOND)
+        return self._ledger.record(Release(task_id, request.token, caller.scope, delay))
 
     async def beat(self, request: m.BeatRequest, caller: Caller = ANYBODY) -> m.BeatReply:
         """Renew a worker's lease, tell it what it has lost, take back what it does not know of."""

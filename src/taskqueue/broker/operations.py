@@ -26,6 +26,8 @@ class Route(NamedTuple):
     method: str
     path: str
     status: int
+    has_body: bool = True
+    """Whether a POST brings its fields in a body; else they are in the query."""
 
 
 class Deprecation(NamedTuple):
@@ -228,12 +230,23 @@ OPERATIONS: Final = (
         "cancel",
         "Cancel a task that is not running",
         Permission.CANCEL_TASKS,
-        m.TaskRequest,
+        m.CancelRequest,
         None,
         Broker.cancel,
         _nothing,
         Route("DELETE", "/api/v1/tasks/{task_id}", 204),
         "TQ.CANCEL",
+    ),
+    Operation(
+        "stop",
+        "Cancel a task, with running=true also one that is running",
+        Permission.CANCEL_TASKS,
+        m.CancelRequest,
+        m.MovedReply,
+        Broker.cancel,
+        m.moved_reply,
+        Route("POST", "/api/v1/tasks/{task_id}/cancel", 200, has_body=False),
+        None,
     ),
     Operation(
         "retry",

@@ -148,9 +148,14 @@ class AsyncClient:
             if is_over:
                 raise WaitTimeout(f"task {task_id} is {status.status} after {timeout:g} s")
 
-    async def cancel(self, task_id: str) -> None:
-        """Cancel a task that is not running. Raises TaskNotFound, InvalidStatus."""
-        await self._call_once(b"TQ.CANCEL", task_id.encode())
+    async def cancel(self, task_id: str, *, running: bool = False) -> None:
+        """Cancel a task; one that is running only with `running`.
+
+        Its worker then stops the handler at its next heartbeat, and what it says of the task is
+        refused at once. Raises TaskNotFound, InvalidStatus.
+        """
+        words = (b"RUNNING", b"yes") if running else ()
+        await self._call_once(b"TQ.CANCEL", task_id.encode(), *words)
 
     async def retry(self, task_id: str) -> None:
         """Put a dead or cancelled task back. Raises TaskNotFound, InvalidStatus."""

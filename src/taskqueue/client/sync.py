@@ -109,9 +109,9 @@ class SyncClient:
         """See AsyncClient.wait_for_end."""
         return self._thread.run(self._client.wait_for_end(task_id, timeout))
 
-    def cancel(self, task_id: str) -> None:
+    def cancel(self, task_id: str, *, running: bool = False) -> None:
         """See AsyncClient.cancel."""
-        self._thread.run(self._client.cancel(task_id))
+        self._thread.run(self._client.cancel(task_id, running=running))
 
     def retry(self, task_id: str) -> None:
         """See AsyncClient.retry."""

@@ -70,11 +70,15 @@ class Progress(Struct, frozen=True):
 
 
 class Release(Struct, frozen=True):
-    """The worker gives the task back unfinished; it costs no retry."""
+    """The worker gives the task back unfinished; it costs no retry.
+
+    With a `delay` in microseconds it may be claimed again after that, else at once.
+    """
 
     task_id: str
     token: int
     scope: str = ""
+    delay: int = 0
 
 
 class TakeBack(Struct, frozen=True):
@@ -93,10 +97,11 @@ class TakeBack(Struct, frozen=True):
 
 
 class Cancel(Struct, frozen=True):
-    """Take a task that is not running out of the queue for good."""
+    """Take a task out of the queue for good; one that is running only if `running` says so."""
 
     task_id: str
     scope: str = ""
+    running: bool = False
 
 
 class Retry(Struct, frozen=True):

@@ -37,6 +37,7 @@ MOVES: Final[dict[tuple[Status, Event], tuple[Status, ...]]] = {
     (Status.FAILED, Event.DAMAGE): (Status.DEAD_LETTER,),
     (Status.PENDING, Event.CANCEL): (Status.CANCELLED,),
     (Status.FAILED, Event.CANCEL): (Status.CANCELLED,),
+    (Status.IN_PROGRESS, Event.STOP): (Status.CANCELLED,),
     (Status.DEAD_LETTER, Event.RETRY): (Status.PENDING,),
     (Status.CANCELLED, Event.RETRY): (Status.PENDING,),
 }
@@ -63,7 +64,9 @@ def settle(task: Task, command: TaskCommand, *, wall: int) -> tuple[Task, Failur
     """
     match command:
         case Cancel():
-            return _move(task, Event.CANCEL, wall), None
+            is_running = task.status is Status.IN_PROGRESS
+            event = Event.STOP if command.running and is_running else Event.CANCEL
+            return _move(task, event, wall, deadline=None), None
         case Retry():
             return _move(task, Event.RETRY, wall, retry_count=0, run_at=wall, worker_id=None), None
         case TakeBack():
@@ -155,7 +158,7 @@ def _end_attempt(
             return _move(task, event, wall, deadline=None), None
         case Release():
             # Its time had come; a clock that was set back since must not put it off again.
-            run_at = min(task.run_at, wall)
+            run_at = wall + word.delay if word.delay else min(task.run_at, wall)
             return _move(task, event, wall, run_at=run_at, deadline=None, worker_id=None), None
         case Fail():
             return _end_in_failure(task, word, wall)

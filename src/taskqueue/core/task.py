@@ -42,6 +42,7 @@ class Event(Word):
     TIME_OUT = "time_out"
     DAMAGE = "damage"
     CANCEL = "cancel"
+    STOP = "stop"
     RETRY = "retry"
 
 

@@ -98,7 +98,7 @@ class Call:
         path_fields = path_fields_of(operation.http.path)
         self._query = QueryReader(operation.request, path_fields)
         self._body: BodyReader | None = None
-        if operation.http.method == "POST" and self._query.names:
+        if operation.http.method == "POST" and operation.http.has_body and self._query.names:
             self._body = BodyReader(body_struct(operation.request, path_fields))
 
     async def answer(self, scope: Scope, receive: Receive, caller: Caller, /) -> Answer:

@@ -192,7 +192,7 @@ GRAMMARS: Final = {
                 b"CURSOR": Field("cursor", _text),
             },
         ),
-        Grammar(BY_NAME["cancel"], (_TASK_ID,), {}),
+        Grammar(BY_NAME["cancel"], (_TASK_ID,), {b"RUNNING": Field("running", _yes_or_no)}),
         Grammar(BY_NAME["retry"], (_TASK_ID,), {}),
         Grammar(BY_NAME["stats"], (), {}),
         Grammar(BY_NAME["cluster"], (), {}),
@@ -245,7 +245,11 @@ GRAMMARS: Final = {
             (_TASK_ID, _TOKEN, Field("fraction", _decimal)),
             {b"NOTE": Field("note", _text)},
         ),
-        Grammar(BY_NAME["release"], (_TASK_ID, _TOKEN), {}),
+        Grammar(
+            BY_NAME["release"],
+            (_TASK_ID, _TOKEN),
+            {b"DELAY": Field("delay_seconds", _decimal)},
+        ),
         Grammar(
             BY_NAME["beat"],
             (Field("worker_id", _text),),

@@ -61,6 +61,7 @@ PARAMETER_EXAMPLES: Final[dict[str, object]] = {
     "status": "completed",
     "limit": 50,
     "task_type": "send_email",
+    "running": True,
     WAIT_PARAMETER: 0.5,
 }
 
@@ -97,6 +98,7 @@ RAISES: Final[dict[str, tuple[type[TaskQueueError], ...]]] = {
     "submit_batch": _WRITE,
     "get": (*_READ, TaskNotFound),
     "cancel": _MOVE,
+    "stop": _MOVE,
     "retry": _MOVE,
     "create_key": (*_WRITE, KeyExists),
     "rotate_key": (*_WRITE, KeyNotFound, InvalidStatus),
@@ -160,7 +162,7 @@ def _operation(operation: Operation, schemas: Json) -> Json:
         "summary": operation.summary,
         "parameters": [_parameter(name, "path", schemas, operation) for name in path_fields],
     }
-    if operation.http.method == "GET":
+    if operation.http.method != "POST" or not operation.http.has_body:
         names = QueryReader(operation.request, path_fields).names
         entry["parameters"] += [_parameter(name, "query", schemas, operation) for name in names]
     elif operation.name in EXAMPLES:

@@ -45,6 +45,7 @@ LONGEST_WAIT: Final = m.LONGEST_WAIT_MS // 1000
 _JSON_TYPE: Final = re.compile(
     rb'application/json\s*(?:;\s*charset\s*=\s*(?:utf-8|"utf-8")\s*)?', re.IGNORECASE
 )
+_BOOLEANS: Final = {"true": True, "false": False}
 _INTEGER: Final = re.compile(r"-?[0-9]{1,19}", re.ASCII)
 _SECONDS: Final = re.compile(r"[0-9]{1,4}(?:\.[0-9]{1,20})?(?:[eE][-+]?[0-9]{1,3})?", re.ASCII)
 
@@ -189,6 +190,7 @@ class QueryReader:
     def __init__(self, request: type[Struct], path_fields: frozenset[str]) -> None:
         self._request = request
         self._integers = _fields_of_kind(request, inspect.IntType)
+        self._booleans = _fields_of_kind(request, inspect.BoolType)
         fields = set(request.__struct_fields__) - path_fields
         self.has_wait = "wait_ms" in fields
         if self.has_wait:
@@ -204,15 +206,21 @@ class QueryReader:
             if name not in self.names:
                 raise faults.unknown_field(name, self.names)
         values: dict[str, Any] = {**sent, **path}
+        self._read_words(values)
         if self.has_wait:
             values["wait_ms"] = _wait_ms(values.pop(WAIT_PARAMETER, "0"))
-        for name in self._integers & sent.keys():
-            if _INTEGER.fullmatch(values[name]):
-                values[name] = int(values[name])
         try:
             return msgspec.convert(values, self._request)
         except faults.READ_FAULTS as error:
             raise faults.invalid(error, self._request, sent.get) from None
+
+    def _read_words(self, values: dict[str, Any]) -> None:
+        """Put numbers and truth values in the place of the texts that stand for them."""
+        for name in self._integers & values.keys():
+            if _INTEGER.fullmatch(values[name]):
+                values[name] = int(values[name])
+        for name in self._booleans & values.keys():
+            values[name] = _BOOLEANS.get(values[name], values[name])
 
 
 def path_fields_of(path: str) -> frozenset[str]:

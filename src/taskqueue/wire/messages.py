@@ -92,6 +92,13 @@ class TaskRequest(Struct, forbid_unknown_fields=True, kw_only=True):
     task_id: TaskId
 
 
+class CancelRequest(Struct, forbid_unknown_fields=True, kw_only=True):
+    """Names the task to cancel, and whether to do so even while it is running."""
+
+    task_id: TaskId
+    running: bool = False
+
+
 class WaitRequest(Struct, forbid_unknown_fields=True, kw_only=True):
     """Names one task and how long to wait for its end."""
 
@@ -158,10 +165,11 @@ class ProgressRequest(Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class ReleaseRequest(Struct, forbid_unknown_fields=True, kw_only=True):
-    """A worker gives a task back unfinished."""
+    """A worker gives a task back unfinished, at once or for later."""
 
     task_id: TaskId
     token: Token
+    delay_seconds: Delay = 0.0
 
 
 class HeldClaim(Struct, forbid_unknown_fields=True, array_like=True):

@@ -181,6 +181,13 @@ async def test_a_status_answers_when_the_wait_is_over(client: GrpcClient) -> Non
     assert (await status_of(client, await client.submit(), wait_ms=10)).status == "pending"
 
 
+async def test_a_running_task_is_cancelled_where_that_is_asked_for(client: GrpcClient) -> None:
+    task_id = await client.submit()
+    await claimed(client.broker)
+    await client.call("CancelTask", pb.CancelTaskRequest(task_id=task_id, running=True))
+    assert (await status_of(client, task_id)).status == "cancelled"
+
+
 async def test_a_cancel_is_answered_with_nothing(client: GrpcClient) -> None:
     task_id = await client.submit()
     request = pb.CancelTaskRequest(task_id=task_id)
@@ -391,7 +398,7 @@ async def test_a_change_goes_on_though_its_caller_has_gone(tmp_path: Path) -> No
         assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         await until(lambda: storage.begun == 1)
         storage.commit()
-        later = asyncio.ensure_future(client.broker.cancel(m.TaskRequest(task_id=ABSENT)))
+        later = asyncio.ensure_future(client.broker.cancel(m.CancelRequest(task_id=ABSENT)))
         await until(lambda: storage.begun == 2)
         storage.commit()
         await later

@@ -83,7 +83,7 @@ async def test_a_cancelled_task_ends_its_stream(client: GrpcClient) -> None:
     task_id = await client.submit()
     updates = follow(client, task_id)
     await updates.read()
-    await client.broker.cancel(m.TaskRequest(task_id=task_id))
+    await client.broker.cancel(m.CancelRequest(task_id=task_id))
     assert await statuses(updates) == ["cancelled"]
 
 

@@ -200,6 +200,26 @@ async def test_a_released_task_goes_back_at_no_cost(client: RespClient) -> None:
     assert (await client.error("TQ.COMPLETE", task_id, 1)).startswith("LEASE_LOST ")
 
 
+async def test_a_running_task_is_cancelled_where_that_is_asked_for(client: RespClient) -> None:
+    task_id = await client.submit()
+    [[_, token, *_]] = await client.claim()
+    assert (await client.error("TQ.CANCEL", task_id)).startswith("INVALID_STATUS ")
+    assert await client.ask("TQ.CANCEL", task_id, "RUNNING", "yes") == b"OK"
+    assert as_dict(await client.ask("TQ.BEAT", "w1", task_id, token))["lost"] == [task_id.encode()]
+    assert (await client.error("TQ.COMPLETE", task_id, token)).startswith("LEASE_LOST ")
+
+
+async def test_a_task_may_be_given_back_for_later(house: RespHouse, client: RespClient) -> None:
+    task_id = await client.submit()
+    [[_, token, *_]] = await client.claim()
+    assert await client.ask("TQ.RELEASE", task_id, token, "DELAY", 60) == b"pending"
+    assert await client.claim() == []
+    house.clock.advance(61)
+    await house.broker.upkeep.promote()
+    [[_, again, _, _, attempt, *_]] = await client.claim()
+    assert (again, attempt) == (2, 1)
+
+
 async def test_a_beat_names_what_is_lost(house: RespHouse, client: RespClient) -> None:
     await client.submit()
     await client.submit()

@@ -9,7 +9,7 @@ import pytest
 
 from taskqueue.broker.broker import BrokerSettings
 from taskqueue.core.clock import ManualClock
-from taskqueue.core.errors import BrokerUnavailable, OutcomeUnknown
+from taskqueue.core.errors import BrokerUnavailable, LeaseLost, OutcomeUnknown
 from taskqueue.doors.http import RestSettings
 from taskqueue.wire import messages as m
 from tests.support.broker import a_broker, claimed, until_parked
@@ -172,6 +172,28 @@ async def test_a_running_task_cannot_be_cancelled(client: RestClient) -> None:
     await claimed(client.broker)
     reply = await client.ask("DELETE", f"{TASKS}/{task_id}")
     assert (reply.status, reply.json["code"]) == (409, "INVALID_STATUS")
+
+
+async def test_a_running_task_is_cancelled_where_that_is_asked_for(client: RestClient) -> None:
+    task_id = await client.submit()
+    [one] = await claimed(client.broker)
+    for query in ("", "?running=false"):
+        refused = await client.ask("POST", f"{TASKS}/{task_id}/cancel{query}")
+        assert (refused.status, refused.json["code"]) == (409, "INVALID_STATUS")
+    reply = await client.ask("POST", f"{TASKS}/{task_id}/cancel?running=true")
+    assert (reply.status, reply.json["status"]) == (200, "cancelled")
+    with pytest.raises(LeaseLost):
+        await client.broker.complete(
+            m.CompleteRequest(task_id=task_id, token=one.task.token, result=b"late")
+        )
+    assert (await client.ask("GET", f"{TASKS}/{task_id}")).json["status"] == "cancelled"
+
+
+@pytest.mark.parametrize("word", ["1", "yes", "True", ""])
+async def test_whether_it_may_be_running_is_true_or_false(client: RestClient, word: str) -> None:
+    reply = await client.ask("POST", f"{TASKS}/{await client.submit()}/cancel?running={word}")
+    assert reply.status == 400
+    assert reply.json["error"].startswith("running must be ")
 
 
 async def test_a_cancelled_task_can_be_put_back(client: RestClient) -> None:

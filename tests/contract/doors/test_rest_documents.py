@@ -169,7 +169,7 @@ async def test_every_route_is_in_the_openapi_document(client: RestClient) -> Non
         for path, methods in document["paths"].items()
         for method, operation in methods.items()
     }
-    routes = {operation.http for operation in OPERATIONS if operation.http is not None}
+    routes = {operation.http[:3] for operation in OPERATIONS if operation.http is not None}
     pages = {("GET", path, 200) for path in ("/metrics", "/openapi.json", "/docs")}
     assert described == routes | pages
     for method, path, _status in described:
@@ -207,7 +207,7 @@ def test_the_openapi_document_tells_types_and_limits() -> None:
 @pytest.mark.parametrize("name", openapi.EXAMPLES)
 async def test_the_examples_of_the_openapi_document_work(client: RestClient, name: str) -> None:
     [(method, path, status)] = [
-        one.http for one in OPERATIONS if one.name == name and one.http is not None
+        one.http[:3] for one in OPERATIONS if one.name == name and one.http is not None
     ]
     key, secret = await client.broker.keys.create(
         CreateKeyRequest(name="first", permissions=[Permission.ADMIN]), Caller("192.0.2.1")

@@ -220,8 +220,8 @@ async def test_a_broker_tells_of_every_change(tmp_path: Path) -> None:
         word: dict[str, Any] = {"task_id": task.id, "token": one.task.token}
         await broker.progress(m.ProgressRequest(**word, fraction=0.5))
         await broker.release(m.ReleaseRequest(**word))
-        await broker.cancel(m.TaskRequest(task_id=other.id))
-        await broker.cancel(m.TaskRequest(task_id=task.id))
+        await broker.cancel(m.CancelRequest(task_id=other.id))
+        await broker.cancel(m.CancelRequest(task_id=task.id))
         found = await following
         assert broker.updates.follower_count == 0
     # What came before the present was read may be in it already.

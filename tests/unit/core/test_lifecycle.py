@@ -68,6 +68,28 @@ def test_each_command_leads_where_the_table_says_and_nowhere_else(
 
 
 @pytest.mark.parametrize("status", Status)
+def test_a_cancel_that_does_not_mind_a_running_attempt_ends_it(status: Status) -> None:
+    task, command = TASKS[status], Cancel(NEW.id, running=True)
+    if status is Status.IN_PROGRESS:
+        after = settled(task, command)
+        assert (after.status, after.last_event) == (Status.CANCELLED, Event.STOP)
+        assert (after.deadline, after.token) == (None, task.token)
+        with pytest.raises(LeaseLost):
+            settled(after, Complete(NEW.id, task.token, b""))
+    elif status in (Status.PENDING, Status.FAILED):
+        assert settled(task, command) == settled(task, Cancel(NEW.id))
+    else:
+        with pytest.raises(InvalidStatus):
+            settled(task, command)
+
+
+def test_a_task_given_back_for_later_costs_no_retry() -> None:
+    after = settled(RUNNING, Release(NEW.id, LIVE_TOKEN, delay=5))
+    assert (after.status, after.retry_count) == (Status.PENDING, RUNNING.retry_count)
+    assert after.run_at == after.updated_at + 5
+
+
+@pytest.mark.parametrize("status", Status)
 @pytest.mark.parametrize("event", [Event.COMPLETE, Event.FAIL, Event.RELEASE])
 def test_a_word_under_an_old_token_never_takes_hold(status: Status, event: Event) -> None:
     task = replace(TASKS[status], token=TASKS[status].token + 1)

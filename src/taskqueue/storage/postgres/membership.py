@@ -149,7 +149,7 @@ class Membership(Cluster):
         if self._is_alone or not (applied.moved or applied.ready):
             return
         # What was promoted is ready from an earlier moment on than what moved.
-        has_promoted = any(isinstance(outcome, int) for outcome in applied.outcomes)
+        has_promoted = any(isinstance(one, int) and one for one in applied.outcomes)
         for task in applied.moved:
             if task.task_type in applied.ready:
                 run_at = 0 if has_promoted else task.run_at
