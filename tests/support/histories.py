@@ -337,7 +337,7 @@ class QueueHistory(RuleBasedStateMachine):
                 return Retry(task_id)
             case _:
                 why = draw(st.sampled_from([Event.LOSE, Event.TIME_OUT]))
-                return TakeBack(task_id, token, why, "m", spread)
+                return TakeBack(task_id, token, why, "m", spread, most_losses=2)
 
 
 class ClusterHistory(QueueHistory):

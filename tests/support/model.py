@@ -272,7 +272,7 @@ class ModelStorage(Storage):
             )
         if task.status not in (Status.DEAD_LETTER, Status.CANCELLED):
             raise InvalidStatus("")
-        fresh = {"retry_count": 0, "run_at": self.now, "worker_id": None}
+        fresh = {"retry_count": 0, "losses": 0, "run_at": self.now, "worker_id": None}
         return self._put(self._changed(task, Event.RETRY, status=Status.PENDING, **fresh))
 
     def _said_by_holder(self, task: Task, command: Any) -> Task:
@@ -322,8 +322,14 @@ class ModelStorage(Storage):
         lost = command.why is Event.LOSE
         kind = "WorkerLost" if lost else "TimedOut"
         delay = 0 if lost else self._usual_delay(task, command.spread)
-        failure = Failure(task.token, self.now, task.worker_id, kind, command.message)
-        return self._failed(task, command.why, failure, delay, True)
+        message = command.message
+        losses = task.losses + lost
+        is_poison = bool(lost) and losses >= command.most_losses
+        if is_poison:
+            message += f"; it has cost {losses} workers, and is given to no other"
+        failure = Failure(task.token, self.now, task.worker_id, kind, message)
+        task = replace(task, losses=losses)
+        return self._failed(task, command.why, failure, delay, not is_poison)
 
     def _usual_delay(self, task: Task, spread: float) -> int:
         seconds: int = min(3600, 5 * 2**task.retry_count)

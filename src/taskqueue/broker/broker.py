@@ -26,6 +26,7 @@ from taskqueue.broker.workers import Workers
 from taskqueue.core.batch import Applied, Batch
 from taskqueue.core.clock import SECOND, Clock, microseconds
 from taskqueue.core.commands import (
+    MOST_LOSSES,
     Audited,
     Cancel,
     Claim,
@@ -74,6 +75,9 @@ class BrokerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     idempotency_seconds: Annotated[float, Meta(ge=1, le=365 * 86_400)] = 86_400.0
     """How long an idempotency key is remembered."""
 
+    max_worker_losses: Annotated[int, Meta(ge=1, le=1000)] = MOST_LOSSES
+    """How many workers a task may cost before it is set aside, whatever retries it has left."""
+
 
 class Broker:
     """Everything that can be asked of the queue, in the words of `wire.messages`."""
@@ -103,6 +107,7 @@ class Broker:
             self.workers,
             clock,
             round(settings.retention_seconds * SECOND),
+            settings.max_worker_losses,
         )
         self.upkeep.chores.append(self.keys.note_uses)
         self._random = random.Random()  # noqa: S311  jitter, not a secret

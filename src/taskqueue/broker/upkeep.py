@@ -16,7 +16,7 @@ from taskqueue.broker.ledger import Ledger
 from taskqueue.broker.workers import Workers
 from taskqueue.core.batch import Applied, Batch
 from taskqueue.core.clock import SECOND, Clock
-from taskqueue.core.commands import Promote, Purge, TakeBack
+from taskqueue.core.commands import MOST_LOSSES, Promote, Purge, TakeBack
 from taskqueue.core.errors import TaskQueueError
 from taskqueue.core.task import Event, Task
 from taskqueue.storage.port import Storage
@@ -44,13 +44,20 @@ class Upkeep:
     """The chores of one broker."""
 
     def __init__(
-        self, storage: Storage, ledger: Ledger, workers: Workers, clock: Clock, retention: int
+        self,
+        storage: Storage,
+        ledger: Ledger,
+        workers: Workers,
+        clock: Clock,
+        retention: int,
+        most_losses: int = MOST_LOSSES,
     ) -> None:
         self._storage = storage
         self._ledger = ledger
         self._workers = workers
         self._clock = clock
         self._retention = retention
+        self._most_losses = most_losses
         self._random = random.Random()  # noqa: S311  jitter, not a secret
         self._next_due: int | None = None
         self._due_timer: asyncio.TimerHandle | None = None
@@ -202,6 +209,7 @@ class Upkeep:
                     message,
                     self._random.uniform(-1, 1),
                     is_chore=is_chore,
+                    most_losses=self._most_losses,
                 )
             )
             for task in tasks

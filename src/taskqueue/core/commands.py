@@ -4,6 +4,8 @@
 to them, other tasks do not exist.
 """
 
+from typing import Final
+
 from msgspec import Struct
 
 from taskqueue.core.audit import Actor
@@ -81,10 +83,15 @@ class Release(Struct, frozen=True):
     delay: int = 0
 
 
+MOST_LOSSES: Final = 5
+"""Workers that a task may cost, unless the broker is told otherwise."""
+
+
 class TakeBack(Struct, frozen=True):
     """The broker ends an attempt: its worker is gone (LOSE) or its deadline passed (TIME_OUT).
 
-    `is_chore` says that it is housekeeping, which only the leader may do.
+    A task that has cost `most_losses` workers is given to no other. `is_chore` says that it is
+    housekeeping, which only the leader may do.
     """
 
     task_id: str
@@ -94,6 +101,7 @@ class TakeBack(Struct, frozen=True):
     spread: float = 0.0
     scope: str = ""
     is_chore: bool = False
+    most_losses: int = MOST_LOSSES
 
 
 class Cancel(Struct, frozen=True):
@@ -181,6 +189,7 @@ Outcome = Task | Key | list[ClaimedTask] | int
 """What a command came to: the task or key after it, the tasks claimed, how many were touched."""
 
 __all__ = [
+    "MOST_LOSSES",
     "Audited",
     "BareCommand",
     "Cancel",

@@ -68,7 +68,8 @@ def settle(task: Task, command: TaskCommand, *, wall: int) -> tuple[Task, Failur
             event = Event.STOP if command.running and is_running else Event.CANCEL
             return _move(task, event, wall, deadline=None), None
         case Retry():
-            return _move(task, Event.RETRY, wall, retry_count=0, run_at=wall, worker_id=None), None
+            fresh: dict[str, Any] = {"retry_count": 0, "losses": 0, "worker_id": None}
+            return _move(task, Event.RETRY, wall, run_at=wall, **fresh), None
         case TakeBack():
             return _take_back(task, command, wall)
         case Progress():
@@ -185,10 +186,22 @@ def _end_in_failure(task: Task, command: Fail, wall: int) -> tuple[Task, Failure
 def _take_back(task: Task, command: TakeBack, wall: int) -> tuple[Task, Failure | None]:
     if not holds_lease(task, command.token):
         return task, None
-    kind = "WorkerLost" if command.why is Event.LOSE else "TimedOut"
-    failure = Failure(task.token, wall, task.worker_id, kind, command.message)
-    delay = 0 if command.why is Event.LOSE else delay_before(task.retry_count + 1, command.spread)
+    if command.why is Event.LOSE:
+        return _lose(task, command, wall)
+    failure = Failure(task.token, wall, task.worker_id, "TimedOut", command.message)
+    delay = delay_before(task.retry_count + 1, command.spread)
     return _retry_or_bury(task, command.why, wall, delay, retryable=True), failure
+
+
+def _lose(task: Task, command: TakeBack, wall: int) -> tuple[Task, Failure]:
+    losses = task.losses + 1
+    is_poison = losses >= command.most_losses
+    message = command.message
+    if is_poison:
+        message += f"; it has cost {losses} workers, and is given to no other"
+    failure = Failure(task.token, wall, task.worker_id, "WorkerLost", message)
+    task = structs.replace(task, losses=losses)
+    return _retry_or_bury(task, command.why, wall, 0, retryable=not is_poison), failure
 
 
 def _retry_or_bury(task: Task, event: Event, wall: int, delay: int, *, retryable: bool) -> Task:

@@ -67,6 +67,7 @@ class Task(Struct, frozen=True, array_like=True):
     Times are microseconds (`core.clock`): `deadline` and `claimed_at` on the steady clock, all
     others on the wall clock. `seq` is the order in which submits became durable. `payload_crc`
     is the CRC-32 of the payload. `progress` (0 to 1) is what the latest attempt said of itself.
+    `losses` counts the workers that were lost at the task since it was submitted or put back.
     """
 
     seq: int
@@ -88,6 +89,7 @@ class Task(Struct, frozen=True, array_like=True):
     deadline: int | None = None
     progress: float | None = None
     progress_note: str = ""
+    losses: int = 0
 
     @property
     def has_retries_left(self) -> bool:

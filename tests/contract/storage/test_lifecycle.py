@@ -253,6 +253,20 @@ async def test_a_worker_that_is_lost_too_often_kills_the_task_for_good(queue: Qu
     assert after.status is Status.DEAD_LETTER
 
 
+async def test_a_task_that_costs_many_workers_is_set_aside_whatever_its_retries(
+    queue: Queue,
+) -> None:
+    task = await queue.submit(max_retries=1000)
+    for losses in range(1, 4):
+        [claimed] = await queue.claim()
+        lose = TakeBack(task.id, claimed.task.token, Event.LOSE, "gone", most_losses=3)
+        after = await queue.do(lose)
+        assert (after.status is Status.DEAD_LETTER, after.losses) == (losses == 3, losses)
+    last = (await queue.detail(task.id)).failures[-1]
+    assert last.message == "gone; it has cost 3 workers, and is given to no other"
+    assert (await queue.do(Retry(task.id))).losses == 0
+
+
 async def test_taking_back_what_has_ended_meanwhile_changes_nothing(queue: Queue) -> None:
     task = await queue.running()
     done = await queue.do(Complete(task.id, task.token, b""))

@@ -42,6 +42,7 @@ _TYPES: Final = {
     "deadline": "bigint",
     "progress": "double precision",
     "progress_note": "text",
+    "losses": "integer",
 }
 _FIELDS: Final = _names(Task)
 
@@ -58,6 +59,7 @@ CHANGING: Final = (
     "deadline",
     "progress",
     "progress_note",
+    "losses",
 )
 """The columns of a live task that change; the others are as they were submitted."""
 

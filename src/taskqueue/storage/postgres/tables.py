@@ -347,6 +347,7 @@ def _changing(task: Task, wall: int) -> tuple[Any, ...]:
         task.deadline,
         task.progress,
         _text(task.progress_note),
+        task.losses,
     )
 
 

@@ -106,15 +106,16 @@ class BulkStatement:
                 done += size
 
 
-INSERT_TASKS: Final = BulkStatement(f"INSERT INTO tasks ({TASK_COLUMNS}, ready) VALUES ", 20)
+INSERT_TASKS: Final = BulkStatement(f"INSERT INTO tasks ({TASK_COLUMNS}, ready) VALUES ", 21)
 UPDATE_TASKS: Final = BulkStatement(
     """
     UPDATE tasks SET
         status = column2, ready = column3, run_at = column4, updated_at = column5,
         last_event = column6, retry_count = column7, token = column8, worker_id = column9,
-        claimed_at = column10, deadline = column11, progress = column12, progress_note = column13
+        claimed_at = column10, deadline = column11, progress = column12, progress_note = column13,
+        losses = column14
     FROM (VALUES """,
-    13,
+    14,
     ") WHERE seq = column1",
 )
 INSERT_PAYLOADS: Final = BulkStatement("INSERT INTO payloads VALUES ", 2)

@@ -189,4 +189,5 @@ def _as_update(task: Task, wall: int) -> tuple[Any, ...]:
         task.deadline,
         task.progress,
         task.progress_note,
+        task.losses,
     )
