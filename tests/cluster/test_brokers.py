@@ -1,8 +1,7 @@
 """Several broker processes on one database: what is said at one is heard at the others."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from functools import partial
 from itertools import chain
@@ -18,87 +17,16 @@ from taskqueue.core.task import Status
 from taskqueue.doors.grpc import taskqueue_pb2 as pb
 from taskqueue.storage.postgres import schema
 from taskqueue.storage.postgres.connections import connect, database_at
-from taskqueue.storage.postgres.engine import PostgresStorage
-from taskqueue.wire.cluster import ClusterReply
 from tests.support.broker import BrokerProcess
+from tests.support.crew import Crew, a_crew, opened, until
 from tests.support.door import PATIENCE
 from tests.support.grpc import a_channel, rest_of
 from tests.support.postgres import a_database, shared_server
 from tests.support.resp import RespClient, as_dict
 
 RELEASE: Final = "16"
-LEASE_SECONDS: Final = 2
 FOR_EVER: Final = "600000"
 """Milliseconds that a claim waits, beyond the patience of any test."""
-
-SETTINGS: Final = f"""
-[broker]
-lease_seconds = {LEASE_SECONDS}
-[access]
-rate_limit = 0
-"""
-
-
-class Crew:
-    """Brokers that share a database."""
-
-    def __init__(self, brokers: Sequence[BrokerProcess], clients: AsyncExitStack) -> None:
-        self.brokers = list(brokers)
-        self._clients = clients
-
-    async def client(self, broker: BrokerProcess) -> AsyncClient:
-        """A producer at a broker."""
-        return await self._clients.enter_async_context(AsyncClient(broker.native))
-
-    async def worker(self, broker: BrokerProcess) -> RespClient:
-        """A connection that says a worker's words."""
-        host, _, port = broker.native.rpartition(":")
-        client = RespClient(*await asyncio.open_connection(host, int(port)))
-        self._clients.callback(client.hang_up)
-        return client
-
-    async def view(self, broker: BrokerProcess) -> ClusterReply:
-        """The cluster as a broker sees it."""
-        return await (await self.client(broker)).cluster()
-
-    async def leader(self, among: Sequence[BrokerProcess]) -> BrokerProcess:
-        """The one that leads, once all of these agree on it."""
-        async with asyncio.timeout(PATIENCE):
-            while True:
-                views = [await self.view(broker) for broker in among]
-                led = {view.leader.address for view in views if view.leader is not None}
-                leaders = [broker for broker in among if broker.native in led]
-                if len(leaders) == len(led) == 1 and all(view.leader for view in views):
-                    return leaders[0]
-                await asyncio.sleep(0.05)
-
-    async def known_to_all(self) -> None:
-        """Return once each broker knows of all others."""
-        names = {broker.native for broker in self.brokers}
-
-        async def is_known() -> bool:
-            views = [await self.view(broker) for broker in self.brokers]
-            return all({one.address for one in view.brokers} >= names for view in views)
-
-        await until(is_known)
-
-
-@asynccontextmanager
-async def a_crew(folder: Path, dsn: str, number: int) -> AsyncIterator[Crew]:
-    """So many brokers on a database."""
-    settings = folder / "tq.toml"
-    settings.write_text(SETTINGS)
-    flags = ("--engine", dsn, "--config", str(settings))
-    brokers = [BrokerProcess(folder / f"broker{place}", *flags) for place in range(number)]
-    async with AsyncExitStack() as clients:
-        try:
-            await asyncio.gather(*(asyncio.to_thread(broker.start) for broker in brokers))
-            crew = Crew(brokers, clients)
-            await crew.known_to_all()
-            yield crew
-        finally:
-            await clients.aclose()
-            await asyncio.gather(*(asyncio.to_thread(broker.stop) for broker in brokers))
 
 
 @pytest.fixture
@@ -114,16 +42,6 @@ async def dsn() -> AsyncIterator[str]:
                 assert await storage.audit() == []
 
 
-@asynccontextmanager
-async def opened(dsn: str) -> AsyncIterator[PostgresStorage]:
-    storage = PostgresStorage(database_at(dsn))
-    await storage.open()
-    try:
-        yield storage
-    finally:
-        await storage.close()
-
-
 @pytest.fixture
 async def crew(tmp_path: Path, dsn: str) -> AsyncIterator[Crew]:
     async with a_crew(tmp_path, dsn, 2) as crew:
@@ -134,13 +52,6 @@ async def crew(tmp_path: Path, dsn: str) -> AsyncIterator[Crew]:
 async def three(tmp_path: Path, dsn: str) -> AsyncIterator[Crew]:
     async with a_crew(tmp_path, dsn, 3) as crew:
         yield crew
-
-
-async def until(is_so: Callable[[], Awaitable[object]]) -> None:
-    """Wait for something that tells nobody when it happens."""
-    async with asyncio.timeout(PATIENCE):
-        while not await is_so():  # noqa: ASYNC110  there is no event to wait for
-            await asyncio.sleep(0.02)
 
 
 async def claimed(worker: RespClient, worker_id: str, *options: str) -> tuple[str, int]:

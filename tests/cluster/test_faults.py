@@ -12,6 +12,7 @@ import pytest
 from taskqueue.core.clock import SECOND, ManualClock
 from taskqueue.core.commands import (
     Cancel,
+    Claim,
     Complete,
     Promote,
     Retry,
@@ -126,6 +127,20 @@ async def test_idempotency_keys_in_another_order_do_not_lock_each_other_out(pair
             [task.id for task in answer.outcomes if isinstance(task, Task)] for answer in answers
         ]
         assert ids[0] == ids[1][::-1]
+
+
+async def test_a_lane_that_others_tell_of_meanwhile_is_looked_into_once(pair: Pair) -> None:
+    submit = pair.a.a_submit()
+    pause = Pause(pair, "INSERT INTO taskqueue.lanes")
+    claiming = asyncio.create_task(pair.a.apply(submit, Claim("w", ("work",), 5)))
+    await pause.is_held.wait()
+    storage = pair.a.storage
+    assert isinstance(storage, PostgresStorage)
+    storage._memory.lanes.add([("work", submit.task.priority)])
+    pause.go_on()
+    claimed = (await claiming).outcomes[1]
+    assert isinstance(claimed, list)
+    assert [one.task.id for one in claimed] == [submit.task.id]
 
 
 async def test_a_submit_that_was_done_meanwhile_is_not_done_twice(pair: Pair) -> None:

@@ -14,7 +14,7 @@ from taskqueue.storage.cluster import News
 from taskqueue.storage.port import Storage
 from taskqueue.storage.postgres import membership
 from taskqueue.storage.postgres.lanes import MARGIN, Lanes
-from tests.cluster.test_brokers import opened
+from tests.support.crew import opened
 from tests.support.door import PATIENCE
 from tests.support.histories import ClusterHistory, run_histories
 from tests.support.postgres import RELEASES, a_database, shared_server

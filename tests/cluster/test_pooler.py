@@ -14,7 +14,8 @@ import pytest
 from taskqueue.client.task import Task
 from taskqueue.core.task import Status
 from taskqueue.storage.postgres.connections import connect, database_at
-from tests.cluster.test_brokers import FOR_EVER, Crew, a_crew, claimed, opened
+from tests.cluster.test_brokers import FOR_EVER, claimed
+from tests.support.crew import Crew, a_crew, opened
 from tests.support.door import PATIENCE
 from tests.support.pooler import Pooler, a_pooler
 from tests.support.postgres import PostgresServer, a_database, shared_server

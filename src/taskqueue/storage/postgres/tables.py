@@ -178,9 +178,13 @@ class PostgresTables(Tables):
         )
 
     async def pick(self, task_types: Sequence[str], limit: int) -> list[tuple[Task, int]]:
-        lanes = [
-            *self._memory.lanes.of(task_types),
-            *(Lane(*lane, 0) for lane in self.new_lanes if lane[0] in task_types),
+        lanes = self._memory.lanes.of(task_types)
+        # Others may have told of a new lane meanwhile: looked into twice, it would give all twice.
+        known = {lane[:2] for lane in lanes}
+        lanes += [
+            Lane(*lane, 0)
+            for lane in dict.fromkeys(self.new_lanes)
+            if lane[0] in task_types and lane not in known
         ]
         if not lanes or limit <= 0:
             return []
