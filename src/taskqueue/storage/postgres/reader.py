@@ -75,7 +75,16 @@ HELD: Final = f"""
     SELECT {sql.task_columns("tasks")} FROM taskqueue.tasks
     WHERE status = 'in_progress' AND worker_id = ANY($1::text[])"""
 HOLDERS: Final = """
-    SELECT DISTINCT worker_id FROM taskqueue.tasks WHERE status = 'in_progress'"""
+    WITH RECURSIVE holders AS (
+        (SELECT worker_id FROM taskqueue.tasks WHERE status = 'in_progress'
+         ORDER BY worker_id LIMIT 1)
+        UNION ALL
+        SELECT (SELECT worker_id FROM taskqueue.tasks
+                WHERE status = 'in_progress' AND worker_id > holders.worker_id
+                ORDER BY worker_id LIMIT 1)
+        FROM holders WHERE worker_id IS NOT NULL)
+    SELECT worker_id FROM holders WHERE worker_id IS NOT NULL"""
+"""From one holder to the next in the index: DISTINCT would read what all of them hold."""
 
 
 class Reader:
