@@ -19,6 +19,7 @@ import pytest
 from taskqueue.client.aio import AsyncClient
 from taskqueue.client.task import Task
 from taskqueue.core.errors import BrokerUnavailable
+from taskqueue.core.ids import new_task_id
 from taskqueue.core.task import Status
 from taskqueue.wire.cluster import ClusterReply
 from tests.support.broker import BrokerProcess, a_broker_process
@@ -185,6 +186,8 @@ async def test_without_its_primary_it_still_shows_what_there_is(place: Place) ->
         view = await place.until(lambda view: not view.healthy)
         assert "primary" in str(view.complaint)
         assert [broker.is_me for broker in view.brokers] == [True]
+        with pytest.raises(BrokerUnavailable):  # the standby is not the one to say that
+            await place.client.get_status(new_task_id())
     finally:
         await asyncio.to_thread(place.primary.start)
     await place.until(lambda view: view.healthy)

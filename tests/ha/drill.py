@@ -266,11 +266,10 @@ def drill(folder: Path, seed: int, rounds: int, faults: Sequence[Fault] = FAULTS
     wrong: list[str] = []
     try:
         one.start()
-        for work in (lambda: one.run(rounds, faults), lambda: wrong.extend(one.wind_down())):
-            try:
-                work()
-            except (LookupError, TimeoutError, RuntimeError) as error:
-                wrong.append(str(error))
+        with _told_to(wrong):
+            one.run(rounds, faults)
+        with _told_to(wrong):
+            wrong += one.wind_down()
         kept, audit = asyncio.run(books.read(folder / "reader", one.database.dsn()))
     finally:
         one.stop()
@@ -281,6 +280,15 @@ def drill(folder: Path, seed: int, rounds: int, faults: Sequence[Fault] = FAULTS
         wrong.append("no task was completed: nothing is shown by this")
     wrong += [*audit, *listed(violations)]
     return Result(one.measured, wrong, table(lines, kept, violations))
+
+
+@contextmanager
+def _told_to(wrong: list[str]) -> Iterator[None]:
+    """Note what keeps a part of the drill from its end; the next part follows all the same."""
+    try:
+        yield
+    except (LookupError, TimeoutError, RuntimeError) as error:
+        wrong.append(str(error))
 
 
 def as_row(measured: Measured) -> str:

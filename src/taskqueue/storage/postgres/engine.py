@@ -96,7 +96,9 @@ class PostgresStorage(Storage):
         complaint = self._membership.complaint
         if complaint is not None:
             raise BrokerUnavailable(f"{complaint}; nothing was changed, try again", retry_after=1.0)
-        return await self._writer.apply(batch)
+        applied = await self._writer.apply(batch)
+        self._reader.use_primary()
+        return applied
 
     async def get(self, task_id: str) -> TaskDetail | None:
         return await self._reader.get(task_id)

@@ -1,4 +1,8 @@
-"""Reads: each from one snapshot, on the primary, or on a standby while there is no primary."""
+"""Reads: each from one snapshot, on the primary, or on a standby while there is no primary.
+
+A standby may be behind: it is not asked any more once this broker has written, and that it does not
+know a task says nothing.
+"""
 
 import asyncio
 import time
@@ -6,6 +10,7 @@ import zlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
+from weakref import WeakSet
 
 import asyncpg
 
@@ -94,6 +99,12 @@ class Reader:
         self._database = database
         self._idle: list[tuple[Connection, float]] = []
         self._slots = asyncio.Semaphore(READERS)
+        self._standbys: WeakSet[Connection] = WeakSet()
+        self._written_at = 0.0
+
+    def use_primary(self) -> None:
+        """There is a primary: what was just written there is to be read from now on."""
+        self._written_at = time.monotonic()
 
     async def close(self) -> None:
         """Hang up everywhere; nothing may be under way."""
@@ -104,7 +115,7 @@ class Reader:
     async def get(self, task_id: str) -> TaskDetail | None:
         """One task, its result checked against its checksum, its failures oldest first."""
         async with self._snapshot() as connection:
-            task = await _load(connection, task_id)
+            task = await self._load(connection, task_id)
             if task is None:
                 return None
             result = None
@@ -127,12 +138,14 @@ class Reader:
         """How these tasks stand."""
         async with self._snapshot() as connection:
             rows = [row for table in TABLES for row in await connection.fetch(_look(table), ids)]
+            if len(rows) < len(set(ids)):
+                self._require_primary(connection)
         return as_tasks(rows)
 
     async def payload(self, task_id: str) -> bytes | None:
         """The bytes of a task, checked."""
         async with self._snapshot() as connection:
-            task = await _load(connection, task_id)
+            task = await self._load(connection, task_id)
             if task is None:
                 return None
             rows = await connection.fetch(
@@ -252,14 +265,34 @@ class Reader:
     async def _take(self) -> tuple[Connection, float]:
         while self._idle:
             connection, until = self._idle.pop()
-            if not connection.is_closed() and time.monotonic() < until:
+            ends = until if until - STANDBY_SECONDS > self._written_at else 0.0
+            if not connection.is_closed() and time.monotonic() < ends:
                 return connection, until
             connection.terminate()
         try:
             return await connect(self._database, "read-write", "reads"), float("inf")
         except BrokerUnavailable:
             until = time.monotonic() + STANDBY_SECONDS
-            return await connect(self._database, "any", "reads"), until
+            connection = await connect(self._database, "any", "reads")
+            self._standbys.add(connection)
+            return connection, until
+
+    async def _load(self, connection: Connection, task_id: str) -> Task | None:
+        for table in TABLES:
+            rows = await connection.fetch(_look(table), [task_id])
+            if rows:
+                return as_tasks(rows)[0]
+        self._require_primary(connection)
+        return None
+
+    def _require_primary(self, connection: Connection) -> None:
+        """Raise BrokerUnavailable for a connection on which "there is none" may be old news."""
+        if connection in self._standbys:
+            raise BrokerUnavailable(
+                "no writable primary of the database answers, and its standby may lack this task; "
+                "try again",
+                retry_after=1.0,
+            )
 
 
 def list_statement(query: TaskQuery) -> tuple[str, list[Any]]:
@@ -287,14 +320,6 @@ def list_statement(query: TaskQuery) -> tuple[str, list[Any]]:
         f"ORDER BY seq DESC LIMIT $1 - ${len(bindings)}::bigint OFFSET ${len(bindings)}::bigint",
         bindings,
     )
-
-
-async def _load(connection: Connection, task_id: str) -> Task | None:
-    for table in TABLES:
-        rows = await connection.fetch(_look(table), [task_id])
-        if rows:
-            return as_tasks(rows)[0]
-    return None
 
 
 def _look(table: str) -> str:
