@@ -32,7 +32,15 @@ if TYPE_CHECKING:
     from taskqueue.worker.app import App
     from taskqueue.worker.context import Context
     from taskqueue.worker.entry import run_worker
+    from taskqueue.worker.gathering import (
+        as_completed,
+        as_completed_sync,
+        gather,
+        gather_sync,
+    )
     from taskqueue.worker.handle import Handle
+    from taskqueue.worker.middleware import CallNext, Middleware, SubmitMiddleware, SubmitNext
+    from taskqueue.worker.outcomes import Fail, ProcessError, Retry, WorkerProcessDied
     from taskqueue.worker.runner import Worker, WorkerSettings
 
 __all__ = [
@@ -40,8 +48,10 @@ __all__ = [
     "AsyncClient",
     "AuthenticationFailed",
     "BrokerUnavailable",
+    "CallNext",
     "Context",
     "DataDamaged",
+    "Fail",
     "Handle",
     "IdempotencyConflict",
     "InternalError",
@@ -50,13 +60,18 @@ __all__ = [
     "KeyExists",
     "KeyNotFound",
     "LeaseLost",
+    "Middleware",
     "OutcomeUnknown",
     "PayloadTooLarge",
     "Permission",
     "PermissionDenied",
+    "ProcessError",
     "QueueDepthExceeded",
     "RateLimitExceeded",
+    "Retry",
     "Status",
+    "SubmitMiddleware",
+    "SubmitNext",
     "SyncClient",
     "Task",
     "TaskFailed",
@@ -66,7 +81,12 @@ __all__ = [
     "TaskStatus",
     "WaitTimeout",
     "Worker",
+    "WorkerProcessDied",
     "WorkerSettings",
+    "as_completed",
+    "as_completed_sync",
+    "gather",
+    "gather_sync",
     "run_worker",
 ]
 
@@ -80,7 +100,20 @@ _PLACES = {
     "taskqueue.worker.app": ("App",),
     "taskqueue.worker.context": ("Context",),
     "taskqueue.worker.entry": ("run_worker",),
+    "taskqueue.worker.gathering": (
+        "as_completed",
+        "as_completed_sync",
+        "gather",
+        "gather_sync",
+    ),
     "taskqueue.worker.handle": ("Handle",),
+    "taskqueue.worker.middleware": (
+        "CallNext",
+        "Middleware",
+        "SubmitMiddleware",
+        "SubmitNext",
+    ),
+    "taskqueue.worker.outcomes": ("Fail", "ProcessError", "Retry", "WorkerProcessDied"),
     "taskqueue.worker.runner": ("Worker", "WorkerSettings"),
 }
 _PLACE_OF = {name: place for place, names in _PLACES.items() for name in names}

@@ -1,6 +1,6 @@
 """Mistakes in declaring and submitting tasks: each marked line is one that the checkers find."""
 
-from taskqueue import App, Context
+from taskqueue import App, CallNext, Context, Retry, SubmitNext, Task
 
 app = App()
 
@@ -22,6 +22,31 @@ def misspelt() -> None: ...
 @app.raw("text")  # error
 def not_bytes(payload: str) -> str:
     return payload
+
+
+@app.task(isolation="thread")  # error
+def elsewhere() -> None: ...
+
+
+@app.raw("bytes", isolation=True)  # error
+def raw(payload: bytes) -> bytes:
+    return payload
+
+
+@app.middleware  # error
+def not_async(ctx: Context, call_next: CallNext) -> bytes:
+    return ctx.payload
+
+
+@app.submit_middleware  # error
+async def not_an_id(task: Task, call_next: SubmitNext) -> Task:
+    return task
+
+
+@app.task
+def stated(ctx: Context[int]) -> None:
+    text: str = ctx.state  # error
+    raise Retry(text, delay="soon")  # error
 
 
 async def mistakes() -> None:

@@ -1,11 +1,24 @@
 """Declares and submits tasks as a user does; both type checkers find nothing to say here."""
 
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import assert_type
 
 from msgspec import Struct
 
-from taskqueue import App, Context, Handle, TaskStatus
+from taskqueue import (
+    App,
+    CallNext,
+    Context,
+    Fail,
+    Handle,
+    Retry,
+    SubmitNext,
+    Task,
+    TaskStatus,
+    WorkerSettings,
+)
 
 
 class Order(Struct):
@@ -15,7 +28,52 @@ class Order(Struct):
     note: str | None = None
 
 
-app = App("127.0.0.1:6379", api_key="key")
+class Database:
+    """What a lifespan yields."""
+
+    name = "orders"
+
+
+@asynccontextmanager
+async def lifespan(app: App) -> AsyncGenerator[Database, None]:
+    yield Database()
+    await app.close()
+
+
+app = App("127.0.0.1:6379", api_key="key", lifespan=lifespan)
+
+
+@app.middleware
+async def timed(ctx: Context, call_next: CallNext) -> bytes:
+    return ctx.payload + await call_next()
+
+
+class Counting:
+    """Middleware may be anything that can be called so."""
+
+    async def __call__(self, ctx: Context, call_next: CallNext) -> bytes:
+        return await call_next()
+
+
+app.middleware(Counting())
+
+
+@app.submit_middleware
+async def urgent(task: Task, call_next: SubmitNext) -> str:
+    return await call_next(task.with_priority(255))
+
+
+@app.task(isolation="process")
+async def stored(ctx: Context[Database], number: int) -> str:
+    assert_type(ctx.state, Database)
+    if number < 0:
+        raise Fail("no such order")
+    raise Retry("later", delay=1.5)
+
+
+@app.raw("shout", isolation="process")
+def shout(ctx: Context, payload: bytes) -> bytes:
+    return payload.upper()
 
 
 @app.task(name="email.send", retries=5, timeout=30, priority=200)
@@ -64,6 +122,8 @@ async def in_coroutines() -> None:
     assert_type(await (await urgent.submit(Order(1), express=True)).result(), Order | None)
     await add.options(schedule_at=datetime(2130, 1, 1, tzinfo=UTC), task_id="id").submit(1, b=2)
     await handle.cancel()
+    assert_type(await (await stored.submit(1)).result(), str)
+    print(WorkerSettings(child_tasks=10, child_memory_mb=512, stall_seconds=0.5))
 
 
 def elsewhere() -> None:

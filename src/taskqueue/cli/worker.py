@@ -17,12 +17,23 @@ def worker(
     concurrency: Annotated[int, Parameter(help="tasks at once, 1 to 500")] = 10,
     url: Url = None,
     shutdown: Annotated[float, Parameter(help="seconds to finish when told to stop")] = 60.0,
+    child_tasks: Annotated[int, Parameter(help="tasks per process of handlers, 0: any")] = 1_000,
+    child_memory_mb: Annotated[
+        int, Parameter(help="memory above which such a process is replaced, 0: any")
+    ] = 0,
+    stall: Annotated[float, Parameter(help="seconds of a blocked loop to log, 0: none")] = 1.0,
     log_level: Annotated[LogLevel, Parameter(help="the least that is logged")] = "info",
     log_format: Annotated[LogFormat, Parameter(help="json, text or auto")] = "auto",
 ) -> None:
     """Run the handlers of an app until told to stop."""
     set_up_logs(log_level, log_format)
-    settings = WorkerSettings(concurrency=concurrency, shutdown_seconds=shutdown)
+    settings = WorkerSettings(
+        concurrency=concurrency,
+        shutdown_seconds=shutdown,
+        child_tasks=child_tasks,
+        child_memory_mb=child_memory_mb,
+        stall_seconds=stall,
+    )
     run_worker(load_app(app), url, settings, _greet)
 
 

@@ -3,13 +3,13 @@
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Final
+from typing import ClassVar, Final
 
 import msgspec
 
 from taskqueue.client.address import broker_addresses
 from taskqueue.client.connection import Answer, Connection, ConnectionLost
-from taskqueue.client.errors import TaskFailed, WaitTimeout
+from taskqueue.client.errors import WaitTimeout, result_of
 from taskqueue.client.link import Link
 from taskqueue.client.task import Task, TaskPage, TaskStatus, as_fields
 from taskqueue.core.errors import (
@@ -52,6 +52,8 @@ class AsyncClient:
     its queue full) is tried again within it. Every submit carries an id made here, or the task's
     idempotency key, so trying again is harmless.
     """
+
+    _waits_at_once: ClassVar[int] = 20
 
     def __init__(
         self, url: str | None = None, *, api_key: str | None = None, timeout: float = 30.0
@@ -117,16 +119,7 @@ class AsyncClient:
 
         Raises TaskFailed if it ended without one, WaitTimeout, TaskNotFound.
         """
-        status = await self.wait_for_end(task_id, timeout)
-        if status.status is Status.COMPLETED:
-            return status.result or b""
-        traceback = status.failures[-1].traceback if status.failures else ""
-        raise TaskFailed(
-            status.error or "it was cancelled",
-            task_id=task_id,
-            status=status.status,
-            traceback=traceback,
-        )
+        return result_of(await self.wait_for_end(task_id, timeout))
 
     async def wait_for_end(self, task_id: str, timeout: float = 60.0) -> TaskStatus:  # noqa: ASYNC109
         """How a task stands at its end. Raises WaitTimeout, TaskNotFound."""
@@ -332,6 +325,11 @@ class AsyncClient:
             # Connections belong to a loop; one that has ended took them with it.
             self._link, self._loop = Link(self._addresses), loop
         return self._link
+
+
+def waits_at_once(client: AsyncClient) -> int:
+    """How many of many tasks to wait for at a time: each wait takes a connection of its own."""
+    return client._waits_at_once  # pyright: ignore[reportPrivateUsage]
 
 
 def _id_for(task: Task) -> str | None:

@@ -3,7 +3,8 @@
 import asyncio
 import os
 import threading
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
+from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -33,11 +34,15 @@ class LoopThread:
 
     def run(self, work: Coroutine[Any, Any, Value]) -> Value:
         """Run a coroutine there and wait for what it comes to."""
-        future = asyncio.run_coroutine_threadsafe(work, self._running_loop())
+        future = self.start(work)
         try:
             return future.result()
         finally:
             future.cancel()  # Ctrl-C while waiting: nobody wants the answer any more
+
+    def start(self, work: Coroutine[Any, Any, Value]) -> Future[Value]:
+        """Begin to run a coroutine there."""
+        return asyncio.run_coroutine_threadsafe(work, self._running_loop())
 
     def stop(self) -> None:
         """End the thread."""
@@ -180,6 +185,14 @@ class SyncClient:
     def audit_log(self, *, limit: int = 100, before: int | None = None) -> list[AuditEntryReply]:
         """See AsyncClient.audit_log."""
         return self._thread.run(self._client.audit_log(limit=limit, before=before))
+
+
+def begin(
+    client: SyncClient, work: Callable[[AsyncClient], Coroutine[Any, Any, Value]]
+) -> Future[Value]:
+    """Begin something with the asyncio client under a client, on its loop."""
+    thread = client._thread  # pyright: ignore[reportPrivateUsage]
+    return thread.start(work(client._client))  # pyright: ignore[reportPrivateUsage]
 
 
 def _run_until_stopped(loop: asyncio.AbstractEventLoop) -> None:

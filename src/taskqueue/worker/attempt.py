@@ -1,27 +1,26 @@
 """One attempt at a task: runs the handler and says, in one word for the broker, how it ended."""
 
 import asyncio
-import functools
-import os
-import traceback
-from collections.abc import Callable
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from enum import Enum, auto
-from types import TracebackType
-from typing import Any, Final
+from functools import partial
+from typing import Any, NamedTuple
 
-import msgspec
-
-from taskqueue.core.errors import PayloadTooLarge
-from taskqueue.wire.messages import LARGEST_PAYLOAD
-from taskqueue.worker.app import RawHandler
+from taskqueue.worker.children import Children
 from taskqueue.worker.context import Claim, Context
-from taskqueue.worker.handler import TaskHandler
+from taskqueue.worker.execution import Execution, checked
+from taskqueue.worker.handler import Handler
+from taskqueue.worker.middleware import Middleware, execute_through
+from taskqueue.worker.outcomes import Failure, failure_of
 
-FORKED_EXIT: Final = 70
-"""Exit code of a process that a handler forked and did not end."""
 
-Handler = TaskHandler[Any, Any] | RawHandler
+class Means(NamedTuple):
+    """What a worker runs handlers with; `children` only where a handler asks for a process."""
+
+    threads: Executor
+    children: Children | None
+    middleware: Sequence[Middleware]
 
 
 class Ending(Enum):
@@ -35,7 +34,7 @@ class Ending(Enum):
 class Attempt:
     """A claim that this worker is at work on."""
 
-    __slots__ = ("claim", "ending", "has_started", "task", "thread", "timer")
+    __slots__ = ("_execution", "claim", "ending", "has_started", "task", "timer")
 
     def __init__(self, claim: Claim) -> None:
         self.claim = claim
@@ -43,11 +42,17 @@ class Attempt:
         self.has_started = False
         self.task: asyncio.Task[None] | None = None
         self.timer: asyncio.TimerHandle | None = None
-        self.thread: asyncio.Future[Any] | None = None
+        self._execution: Execution | None = None
+
+    @property
+    def thread(self) -> asyncio.Future[Any] | None:
+        """The thread that the handler runs in, if it has one."""
+        return None if self._execution is None else self._execution.thread
 
     def stop(self, ending: Ending) -> bool:
-        """Stop the handler if it runs; one in a thread goes on, but nobody waits for it any more.
+        """Stop the handler if it runs: a coroutine is cancelled, a process is killed.
 
+        One in a thread goes on, but nobody waits for it any more.
         Whether there was something to stop.
         """
         if self.ending is not None or self.task is None or self.task.done():
@@ -58,7 +63,7 @@ class Attempt:
         return True
 
     async def run(
-        self, handler: Handler, context: Context, threads: Executor
+        self, handler: Handler, context: Context[Any], means: Means
     ) -> list[bytes] | None:
         """Run the handler; returns the command that reports its end, or None if nobody asks.
 
@@ -68,109 +73,44 @@ class Attempt:
         if self.ending is not None:
             return self._stopped()
         try:
-            result = await self._result(handler, context, threads)
+            if means.middleware:
+                execute = partial(self._execute, handler, context, means)
+                result = checked(await execute_through(means.middleware, context, execute))
+            elif handler.isolation is None:  # the short way for what is most common
+                self._execution = Execution(means.threads)
+                result = await self._execution.run(handler, context)
+            else:
+                result = await self._execute(handler, context, means)
             if self.ending is not None:
                 return self._stopped()  # it has not let itself be stopped, but it has been given up
-            if len(result) > LARGEST_PAYLOAD:
-                raise PayloadTooLarge(
-                    f"the result must be at most {LARGEST_PAYLOAD} bytes, got {len(result)}"
-                )
         except asyncio.CancelledError as error:
-            if self.ending is None:
-                return self._failed(error)
-            return self._stopped()
+            return self.refused(error) if self.ending is None else self._stopped()
         except BaseException as error:  # noqa: BLE001  a handler must not take the worker down
-            return self._failed(error)
+            return self.refused(error)
         return [b"TQ.COMPLETE", *self._names(), b"RESULT", result]
 
-    def refused(self, error: Exception) -> list[bytes]:
-        """The report of an attempt whose result the broker does not take."""
-        return self._failed(error)
+    def refused(self, error: BaseException) -> list[bytes]:
+        """The report of an attempt that raised, or whose result the broker does not take."""
+        return self._fail(failure_of(error))
 
-    async def _result(self, handler: Handler, context: Context, threads: Executor) -> bytes:
-        if isinstance(handler, RawHandler):
-            args = (context, self.claim.payload) if handler.takes_context else (self.claim.payload,)
-            result = await self._call(handler, threads, *args)
-            if not isinstance(result, bytes):
-                raise TypeError(f"a raw handler must return bytes, got {type(result).__name__}")
-            return result
-        try:
-            positional, keyword = handler.codec.decode_arguments(self.claim.payload)
-        except msgspec.MsgspecError as error:
-            raise TypeError(f"the payload does not fit the handler: {error}") from None
-        if handler.codec.takes_context:
-            positional.insert(0, context)
-        result = await self._call(handler, threads, *positional, **keyword)
-        return handler.codec.encode_result(result)
-
-    async def _call(self, handler: Handler, threads: Executor, /, *args: Any, **kwargs: Any) -> Any:
-        if handler.is_async:
-            process = os.getpid()
-            try:
-                return await handler.function(*args, **kwargs)
-            finally:
-                _end_forked(process)
-        work = functools.partial(_contained, handler.function, *args, **kwargs)
-        self.thread = asyncio.get_running_loop().run_in_executor(threads, work)
-        result, error = await asyncio.shield(self.thread)
-        if error is not None:
-            raise error
-        return result
+    async def _execute(self, handler: Handler, context: Context[Any], means: Means) -> bytes:
+        if handler.isolation is not None and means.children is not None:
+            return await means.children.run(self.claim, context)
+        self._execution = Execution(means.threads)
+        return await self._execution.run(handler, context)
 
     def _stopped(self) -> list[bytes] | None:
         match self.ending:
             case Ending.TIMED_OUT:
                 message = f"the attempt took longer than its {self.claim.timeout} s"
-                return self._fail(b"TimedOut", message, "")
+                return self._fail(Failure("TimedOut", message))
             case Ending.RELEASED:
                 return [b"TQ.RELEASE", *self._names()]
             case _:
                 return None
 
-    def _failed(self, error: BaseException) -> list[bytes]:
-        try:
-            message = str(error)
-        except BaseException:  # noqa: BLE001  an error that cannot even be shown is still an error
-            message = "its message could not be made"
-        error.__traceback__ = _handlers_part(error.__traceback__)
-        # With its causes: what went wrong is often said there.
-        text = "".join(traceback.format_exception(error))
-        return self._fail(_clipped(type(error).__name__), message, text)
-
-    def _fail(self, kind: bytes, message: str, text: str) -> list[bytes]:
-        words = [b"TQ.FAIL", *self._names(), _clipped(message), b"KIND", kind]
-        return [*words, b"TRACEBACK", _clipped(text)] if text else words
+    def _fail(self, failure: Failure) -> list[bytes]:
+        return failure.command(self.claim.task_id, self.claim.token)
 
     def _names(self) -> tuple[bytes, bytes]:
         return self.claim.task_id.encode(), b"%d" % self.claim.token
-
-
-def _contained(
-    function: Callable[..., Any], *args: Any, **kwargs: Any
-) -> tuple[Any, BaseException | None]:
-    # A thread's SystemExit or StopIteration would not come through a future as it is.
-    process = os.getpid()
-    try:
-        return function(*args, **kwargs), None
-    except BaseException as error:  # noqa: BLE001  handed on to `run`
-        return None, error
-    finally:
-        _end_forked(process)
-
-
-def _end_forked(process: int) -> None:
-    """End a process that a handler has forked and let come back: its sockets are the worker's."""
-    if os.getpid() != process:
-        os._exit(FORKED_EXIT)
-
-
-def _handlers_part(frames: TracebackType | None) -> TracebackType | None:
-    """A traceback without the worker's own frames at its top."""
-    while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
-        frames = frames.tb_next
-    return frames
-
-
-def _clipped(text: str) -> bytes:
-    # The broker keeps 64 Ki characters; sending much more would only cost time.
-    return text[:100_000].encode(errors="replace")

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from taskqueue.client.address import broker_addresses
 from taskqueue.core.errors import InvalidRequest
 from taskqueue.worker.app import App
+from taskqueue.worker.loops import loop_factory
 from taskqueue.worker.runner import Worker, WorkerSettings
 
 
@@ -51,17 +52,9 @@ def run_worker(
         await app.close()
         return worker.busy_threads
 
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
         if runner.run(work()):
             # A thread cannot be ended; its task has been given back, so nothing is lost with it.
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(0)
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
-    try:
-        import uvloop  # optional: it comes with the server
-    except ImportError:
-        return asyncio.new_event_loop
-    return uvloop.new_event_loop

@@ -5,7 +5,7 @@ import inspect
 import typing
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Any, Final, Generic, ParamSpec, TypedDict, TypeVar, Unpack, cast
+from typing import Any, Final, Generic, Literal, ParamSpec, TypedDict, TypeVar, Unpack, cast
 
 import msgspec
 
@@ -16,6 +16,8 @@ from taskqueue.worker.handle import Handle
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
+
+Isolation = Literal["process"]
 
 _REFUSED: Final = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _KEYWORD_ONLY: Final = inspect.Parameter.KEYWORD_ONLY
@@ -41,7 +43,8 @@ class Codec:
     def __init__(self, function: Callable[..., Any]) -> None:
         hints = typing.get_type_hints(function, include_extras=True)
         parameters = list(inspect.signature(function).parameters.values())
-        self.takes_context = bool(parameters) and hints.get(parameters[0].name) is Context
+        first = hints.get(parameters[0].name) if parameters else None
+        self.takes_context = first is Context or typing.get_origin(first) is Context
         if self.takes_context:
             del parameters[0]
         for parameter in parameters:
@@ -98,9 +101,11 @@ class TaskHandler(Generic[Arguments, Result]):
         name: str,
         function: Callable[..., Any],
         options: SubmitOptions,
+        isolation: Isolation | None = None,
     ) -> None:
         self.name = name
         self.function = function
+        self.isolation = isolation
         self.is_async = inspect.iscoroutinefunction(function)
         self.codec = Codec(function)
         self._clients = clients
@@ -117,12 +122,12 @@ class TaskHandler(Generic[Arguments, Result]):
 
     async def submit(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Handle[Result]:
         """Submit a call of the function; returns once it is durable."""
-        task_id = await self._clients.aio().submit_task(self._task(args, kwargs))
+        task_id = await self._clients.submit(self._task(args, kwargs))
         return Handle(self._clients, task_id, self.codec.decode_result)
 
     def submit_sync(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Handle[Result]:
         """As `submit`, for code without asyncio."""
-        task_id = self._clients.sync().submit_task(self._task(args, kwargs))
+        task_id = self._clients.submit_sync(self._task(args, kwargs))
         return Handle(self._clients, task_id, self.codec.decode_result)
 
     def _task(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Task:
@@ -137,6 +142,23 @@ class TaskHandler(Generic[Arguments, Result]):
             delay=options.get("delay"),
             task_id=options.get("task_id"),
         )
+
+
+class RawHandler:
+    """A function from bytes to bytes, for payloads that are not JSON."""
+
+    def __init__(
+        self, name: str, function: Callable[..., Any], isolation: Isolation | None = None
+    ) -> None:
+        parameters = list(inspect.signature(function).parameters.values())
+        self.name = name
+        self.function = function
+        self.isolation = isolation
+        self.is_async = inspect.iscoroutinefunction(function)
+        self.takes_context = len(parameters) == 2
+
+
+Handler = TaskHandler[Any, Any] | RawHandler
 
 
 def _always(value: Any) -> Callable[[], Any]:

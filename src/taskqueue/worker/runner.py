@@ -8,8 +8,8 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from typing import Final
+from contextlib import AsyncExitStack, suppress
+from typing import Any, Final
 
 from msgspec import Struct
 
@@ -20,10 +20,13 @@ from taskqueue.core.errors import BrokerUnavailable, InvalidRequest, TaskQueueEr
 from taskqueue.core.ids import new_task_id, new_worker_id
 from taskqueue.wire.messages import LARGEST_CLAIM, MOST_CLAIM_TYPES
 from taskqueue.worker.app import App
-from taskqueue.worker.attempt import Attempt, Ending
-from taskqueue.worker.context import Claim, Context
+from taskqueue.worker.attempt import Attempt, Ending, Means
+from taskqueue.worker.children import Children
+from taskqueue.worker.context import NO_STATE, Claim, Context
 from taskqueue.worker.heartbeat import Heartbeat
+from taskqueue.worker.place import place_of, refuse_worker_while_importing
 from taskqueue.worker.reporter import Reporter
+from taskqueue.worker.watch import LoopWatch
 
 BLOCK_SECONDS: Final = 10.0
 FAREWELL_SECONDS: Final = 5.0
@@ -32,17 +35,26 @@ log = logging.getLogger("taskqueue.worker")
 
 
 class WorkerSettings(Struct, frozen=True, kw_only=True):
-    """How a worker works: tasks at once, and seconds it may take to finish when told to stop."""
+    """How a worker works.
+
+    `concurrency` tasks at once; `shutdown_seconds` to finish when told to stop. A process for
+    handlers is replaced after `child_tasks` of them, and when it has more than `child_memory_mb`
+    megabytes resident after one; 0 is never. A handler that keeps the event loop busy for
+    `stall_seconds` is named in the log; 0 is never.
+    """
 
     concurrency: int = 10
     shutdown_seconds: float = 60.0
+    child_tasks: int = 1_000
+    child_memory_mb: int = 0
+    stall_seconds: float = 1.0
 
 
 class Worker:
-    """Runs an app's handlers on the running event loop and a pool of threads.
+    """Runs an app's handlers on the running event loop, in a pool of threads, and in processes.
 
     On the app's brokers unless told other `addresses`. Raises InvalidRequest for more slots or task
-    types than one worker may have.
+    types than one worker may have, and where processes could not import the app.
     """
 
     def __init__(
@@ -53,18 +65,9 @@ class Worker:
     ) -> None:
         addresses = addresses or broker_addresses(app.clients.url, app.clients.api_key)
         settings = settings or WorkerSettings()
-        if not 1 <= settings.concurrency <= LARGEST_CLAIM:
-            raise InvalidRequest(
-                f"concurrency must be between 1 and {LARGEST_CLAIM}, got {settings.concurrency}; "
-                "start more workers for more",
-                field="concurrency",
-            )
-        if not 1 <= len(app.handlers) <= MOST_CLAIM_TYPES:
-            raise InvalidRequest(
-                f"a worker takes 1 to {MOST_CLAIM_TYPES} handlers, the app has {len(app.handlers)}"
-            )
+        _check(app, settings)
         self.worker_id = new_worker_id()
-        self._handlers = app.handlers
+        self._app = app
         self._settings = settings
         self._link = Link(addresses)
         self._claims: Connection | None = None
@@ -74,6 +77,9 @@ class Worker:
         self._held: dict[str, Attempt] = {}
         self._taken = 0
         self._threads = ThreadPoolExecutor(settings.concurrency, "tq-handler")
+        self._children = _children_for(app, settings)
+        self._means = Means(self._threads, self._children, app.execute_middleware)
+        self._state: object = NO_STATE
         self._is_stopping = False
         self._is_hurried = False
         self._wake = asyncio.Event()
@@ -82,6 +88,7 @@ class Worker:
             self._link.brokers, self.worker_id, self._claims_held, self._on_lost
         )
         self._link.brokers.on_move = self._on_move
+        self._watch = LoopWatch(self._loop, settings.stall_seconds, self._claim_of)
 
     def stop(self) -> None:
         """Claim no more, finish what is running within the limit. Asked twice: at once."""
@@ -96,15 +103,30 @@ class Worker:
         self._wake.set()
 
     async def run(self) -> None:
-        """Work until told to stop. Raises InvalidRequest if the broker will not have its claims."""
+        """Work until told to stop, inside the app's lifespan.
+
+        Raises InvalidRequest if the broker will not have its claims, or if processes for handlers
+        cannot be started; and what the lifespan raises.
+        """
+        async with AsyncExitStack() as stack:
+            if self._app.lifespan is not None:
+                self._state = await stack.enter_async_context(self._app.lifespan(self._app))
+            if self._children is not None:
+                stack.push_async_callback(self._children.close)
+                await self._children.open()
+            await self._work_until_stopped()
+
+    async def _work_until_stopped(self) -> None:
         log.info("worker started", extra={"worker_id": self.worker_id})
         self._heartbeat.start()
+        self._watch.start()
         try:
             await self._claim_until_stopped()
         finally:
             if self._claims is not None:
                 self._claims.close()
             await self._finish()
+            self._watch.stop()
             self._threads.shutdown(wait=False, cancel_futures=True)
             log.info("worker stopped", extra={"worker_id": self.worker_id})
 
@@ -200,8 +222,8 @@ class Worker:
 
     async def _work(self, attempt: Attempt) -> None:
         claim = attempt.claim
-        context = Context(claim, self._loop, self._report_progress)
-        report = await attempt.run(self._handlers[claim.task_type], context, self._threads)
+        context: Context[Any] = Context(claim, self._loop, self._report_progress, self._state)
+        report = await attempt.run(self._app.handlers[claim.task_type], context, self._means)
         if attempt.timer is not None:
             attempt.timer.cancel()
         if report is None:
@@ -244,6 +266,11 @@ class Worker:
         # Called in the heartbeat's thread: copying a dict's values is one step of the interpreter.
         return [(one.claim.task_id, one.claim.token) for one in list(self._held.values())]
 
+    def _claim_of(self, task: asyncio.Task[Any]) -> Claim | None:
+        # Called in the watch's thread.
+        held = list(self._held.values())
+        return next((attempt.claim for attempt in held if attempt.task is task), None)
+
     def _on_lost(self, claims: list[tuple[str, int]]) -> None:
         self._loop.call_soon_threadsafe(self._drop, claims)
 
@@ -282,3 +309,29 @@ class Worker:
     def _stop_all(self, ending: Ending) -> None:
         for attempt in list(self._held.values()):
             attempt.stop(ending)
+
+
+def _check(app: App, settings: WorkerSettings) -> None:
+    refuse_worker_while_importing()
+    if not 1 <= settings.concurrency <= LARGEST_CLAIM:
+        raise InvalidRequest(
+            f"concurrency must be between 1 and {LARGEST_CLAIM}, got {settings.concurrency}; "
+            "start more workers for more",
+            field="concurrency",
+        )
+    for name in ("child_tasks", "child_memory_mb", "stall_seconds"):
+        value = getattr(settings, name)
+        if not value >= 0:
+            raise InvalidRequest(f"{name} must be 0 or more, got {value}", field=name)
+    if not 1 <= len(app.handlers) <= MOST_CLAIM_TYPES:
+        raise InvalidRequest(
+            f"a worker takes 1 to {MOST_CLAIM_TYPES} handlers, the app has {len(app.handlers)}"
+        )
+
+
+def _children_for(app: App, settings: WorkerSettings) -> Children | None:
+    if all(handler.isolation is None for handler in app.handlers.values()):
+        return None
+    return Children(
+        place_of(app), settings.concurrency, settings.child_tasks, settings.child_memory_mb
+    )

@@ -44,6 +44,15 @@ class Bench:
         assert status.status == "dead_letter", status
         return str(status.error)
 
+    async def failed(self, task_id: str) -> TaskStatus:
+        """How a task stands once its first attempt has failed; others get the processor, too."""
+        async with asyncio.timeout(PATIENCE):
+            status = await self.app.client.get_status(task_id)
+            while status.status != "failed":
+                await asyncio.sleep(0.005)
+                status = await self.app.client.get_status(task_id)
+        return status
+
 
 @asynccontextmanager
 async def a_worker(app: App, door: NativeDoor, **settings: Any) -> AsyncIterator[Worker]:

@@ -12,7 +12,7 @@ import pytest
 from taskqueue import Context
 from taskqueue.client.address import BrokerAddress
 from taskqueue.storage.cluster import Alone
-from taskqueue.worker.attempt import FORKED_EXIT
+from taskqueue.worker.execution import FORKED_EXIT
 from taskqueue.worker.runner import Worker, WorkerSettings
 from tests.support.door import PATIENCE, until
 from tests.support.hole import Hole, a_hole

@@ -1,0 +1,113 @@
+"""How an attempt fails: what a handler raises to say what is to follow, and what is told of it."""
+
+import traceback
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+
+from msgspec import Struct
+
+from taskqueue.wire.messages import LONGEST_DELAY
+
+LONGEST_TEXT: Final = 100_000
+"""Characters of a text that are sent; the broker keeps 64 Ki of them."""
+
+_OUR_FOLDER: Final = str(Path(__file__).parent)
+
+
+class Retry(Exception):
+    """Raised by a handler: this attempt failed, try again after `delay` seconds.
+
+    It costs one of the task's retries. Without `delay` the usual one holds.
+    """
+
+    delay: float | None = None
+
+    def __init__(self, message: str = "", *, delay: float | None = None) -> None:
+        if delay is not None and not 0 <= delay <= LONGEST_DELAY:
+            raise ValueError(f"delay must be 0 to {LONGEST_DELAY} seconds, got {delay}")
+        super().__init__(message)
+        self.delay = delay
+
+
+class Fail(Exception):
+    """Raised by a handler: the task has failed for good, whatever retries it has left."""
+
+
+class Failure(Struct, frozen=True):
+    """A failed attempt, as it is told: `kind` is the class of the error."""
+
+    kind: str
+    message: str
+    traceback: str = ""
+    delay: float | None = None
+    retryable: bool = True
+
+    def command(self, task_id: str, token: int) -> list[bytes]:
+        """The words that tell the broker."""
+        words = [b"TQ.FAIL", task_id.encode(), b"%d" % token, self.message.encode()]
+        words += [b"KIND", self.kind.encode()]
+        if self.traceback:
+            words += [b"TRACEBACK", self.traceback.encode()]
+        if self.delay is not None:
+            words += [b"DELAY", f"{self.delay:.6f}".encode()]
+        if not self.retryable:
+            words += [b"RETRYABLE", b"no"]
+        return words
+
+
+class ProcessError(Exception):
+    """What a handler raised in a process of its own, as middleware sees it in the worker.
+
+    `failure` has its kind, its message and its traceback as text.
+    """
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(f"{failure.kind}: {failure.message}")
+        self.failure = failure
+
+
+class WorkerProcessDied(ProcessError):
+    """The process in which a handler ran has ended before the handler did."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(Failure("WorkerProcessDied", message))
+
+
+def failure_of(error: BaseException) -> Failure:
+    """What is told of an error that a handler has raised."""
+    if isinstance(error, ProcessError):
+        return error.failure
+    try:
+        message = str(error)
+    except BaseException:  # noqa: BLE001  an error that cannot even be shown is still an error
+        message = "its message could not be made"
+    error.__traceback__ = _handlers_part(error.__traceback__)
+    return Failure(
+        clipped(type(error).__name__),
+        clipped(message),
+        # With its causes: what went wrong is often said there.
+        clipped("".join(traceback.format_exception(error))),
+        _delay_of(error),
+        not isinstance(error, Fail),
+    )
+
+
+def _delay_of(error: BaseException) -> float | None:
+    # Of a class of the user's it may be anything.
+    delay: object = error.delay if isinstance(error, Retry) else None
+    if isinstance(delay, int | float) and 0 <= delay <= LONGEST_DELAY:
+        return float(delay)
+    return None
+
+
+def _handlers_part(frames: TracebackType | None) -> TracebackType | None:
+    """A traceback without the worker's own frames at its top."""
+    while frames is not None and frames.tb_frame.f_code.co_filename.startswith(_OUR_FOLDER):
+        frames = frames.tb_next
+    return frames
+
+
+def clipped(text: str) -> str:
+    """As much of a text as is sent, without what UTF-8 cannot say."""
+    return text[:LONGEST_TEXT].encode(errors="replace").decode()
