@@ -13,10 +13,12 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from taskqueue.settings.sources import load_settings
 from tests.support.broker import BrokerProcess, a_broker_process, free_port
+from tests.support.postgres import a_database, shared_server
 
 ROOT = Path(__file__).parent.parent.parent
 TOOLS = f"{ROOT / '.tools' / 'bin'}:{Path(sys.executable).parent}"
@@ -27,6 +29,7 @@ ELSEWHERE = {
     "make chaos": "run by CI itself",
     "make bench": "tests/house/test_bench.py",
     "pip install 'taskqueue[server]'": "what set-up has done",
+    "pip install 'taskqueue[outbox]'": "what set-up has done",
 }
 """Lines that are not typed again here, and where they are."""
 
@@ -196,6 +199,78 @@ def test_keys_are_made_and_ended_as_the_guide_says(broker: BrokerProcess, tmp_pa
     for said in ("web-shop", "mail-worker", "\trevoked", "create_key", "revoke_key"):
         assert said in printed
     assert (tmp_path / "new.key").read_text().startswith("tq_")
+
+
+def test_tasks_are_tested_as_the_guide_says(tmp_path: Path) -> None:
+    shell = Shell(tmp_path, "127.0.0.1:1", "127.0.0.1:1")  # the suites need no broker that runs
+    # Not the plugins of this very suite: each takes a second to load.
+    shell._env |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": "-p taskqueue"}
+    for _, text in blocks("docs/how-to/test-your-tasks.md", "python"):
+        (tmp_path / text.split()[1]).write_text(text)
+    in_line, with_broker = blocks("docs/how-to/test-your-tasks.md", "sh")
+    assert "5 passed" in shell.run(in_line[1])
+    assert "1 passed" in shell.run(with_broker[1])
+
+
+async def test_submits_in_a_transaction_are_sent_as_the_guide_says(
+    samples: Shell, tmp_path: Path
+) -> None:
+    guide = "docs/how-to/submit-in-a-transaction.md"
+    with shared_server("16") as server:
+        async with a_database(server) as dsn:
+            for _, text in blocks(guide, "python"):
+                (tmp_path / text.split()[1]).write_text(
+                    text.replace("postgresql://localhost/shop", dsn)
+                )
+            samples.run("python migrate.py")
+            ids = samples.run("python shop.py && python shop_sync.py").split()
+            _install, relay = (text.split() for _, text in blocks(guide, "sh"))
+            tq = (sys.executable, "-m", "taskqueue.cli.main")
+            started = [
+                samples.start(sys.executable, *relay[1:-1], dsn),
+                samples.start(*tq, "worker", "tasks:app"),
+            ]
+            samples.run(f"until tq status {ids[0]} && tq status {ids[1]}; do sleep 0.1; done")
+            printed = [samples.run(f"tq result {task_id} --wait 30") for task_id in ids]
+            for process in started:
+                process.terminate()
+                assert process.wait(30) == 0
+            [(_, again)] = blocks(guide, "sql")
+            with psycopg.connect(dsn) as connection:
+                connection.execute(again.encode())
+                connection.execute("DROP TABLE orders, taskqueue_outbox")
+                connection.execute("DROP FUNCTION taskqueue_outbox_notify")
+    assert [text.strip() for text in printed] == [
+        '"receipt 1 sent to ada@example.org"',
+        '"receipt 2 sent to bob@example.org"',
+    ]
+
+
+def test_fastapi_is_used_as_the_guide_says(samples: Shell, tmp_path: Path) -> None:
+    for _, text in blocks("docs/how-to/use-fastapi.md", "python"):
+        (tmp_path / text.split()[1]).write_text(text)
+    _install, serve = (text.split() for _, text in blocks("docs/how-to/use-fastapi.md", "sh"))
+    port = str(free_port())
+    started = [
+        samples.start(sys.executable, "-m", *serve[:-1], port),
+        samples.start(sys.executable, "-m", "taskqueue.cli.main", "worker", "tasks:app"),
+    ]
+    try:
+        printed = samples.run(
+            f"curl -sf --retry 50 --retry-connrefused --retry-delay 1 -X POST "
+            f"localhost:{port}/users/ada > made\n"
+            "task_id=$(cut -d '\"' -f 4 made)\n"
+            "tq result $task_id --wait 30\n"
+            f"curl -sf localhost:{port}/tasks/$task_id\n"
+            f"curl -s localhost:{port}/tasks/none"
+        )
+    finally:
+        for process in started:
+            process.terminate()
+            process.wait(30)
+    assert '"sent to ada@example.org"' in printed
+    assert '{"status":"completed","error":null}' in printed
+    assert '{"error":"Task not found","code":"TASK_NOT_FOUND"}' in printed
 
 
 def test_settings_in_the_documents_are_settings(tmp_path: Path) -> None:

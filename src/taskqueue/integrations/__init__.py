@@ -1,0 +1,1 @@
+"""taskqueue in other frameworks, each in a module of its own."""
