@@ -224,6 +224,7 @@ async def test_a_connection_cut_while_nothing_changes_is_survived(site: Site, mo
 
 async def test_a_connection_cut_while_a_conflict_is_taken_back_is_survived(site: Site) -> None:
     """Another broker has taken the id meanwhile; then the connection is lost as well."""
+    await site.queue.submit()  # so that neither waits for the other's new lane
     submit = site.queue.a_submit()
 
     async def take_the_id(_link: Link) -> None:

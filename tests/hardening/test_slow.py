@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from collections.abc import Iterator
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from taskqueue.wire.messages import LARGEST_PAYLOAD
 from tests.hardening.attacker import Streams, a_native_client, all_of, answer_to, open_streams
 from tests.hardening.bystander import log_of, memory_of, unharmed
 from tests.hardening.frames import INITIAL_WINDOW_SIZE, call, connected, sent_all, setting
-from tests.support.broker import BrokerProcess, claimed
+from tests.support.broker import BrokerProcess, a_broker_process, claimed
 from tests.support.door import PATIENCE, until
 from tests.support.grpc import a_channel
 from tests.support.resp import words_of
@@ -43,8 +44,17 @@ async def a_large_result(broker: BrokerProcess) -> str:
     return task_id
 
 
-async def test_answers_that_nobody_reads_take_bounded_memory(broker: BrokerProcess) -> None:
+@pytest.fixture
+def patient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[BrokerProcess]:
+    """A broker that waits for readers longer than it takes them to ask for all its memory."""
+    monkeypatch.setenv("TQ_HTTP_RECEIVE_SECONDS", "6")
+    with a_broker_process(tmp_path / "data", "--rate-limit", "0") as process:
+        yield process
+
+
+async def test_answers_that_nobody_reads_take_bounded_memory(patient: BrokerProcess) -> None:
     """B16, F38: a hundred clients that ask for the largest answers and do not read them."""
+    broker = patient
     task_id = await a_large_result(broker)
     request = f"GET {TASKS}/{task_id} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
     before = highest = memory_of(broker)

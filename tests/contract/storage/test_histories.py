@@ -10,7 +10,7 @@ from tests.support.postgres import RELEASES, shared_server
 
 
 def test_the_embedded_engine_is_as_the_model() -> None:
-    run_histories(QueueHistory, 100)
+    run_histories(QueueHistory, 60)
 
 
 @pytest.mark.parametrize("release", RELEASES)
