@@ -93,6 +93,15 @@ def test_cancel_and_retry_say_what_became_of_each(tq: Tq) -> None:
     assert b"back in the queue" in tq("retry", first).stdout
 
 
+def test_a_running_task_is_cancelled_only_if_that_is_said(tq: Tq) -> None:
+    task_id = tq("submit", "count", '{"to": 100000}').stdout.decode().strip()
+    while b"in_progress" not in tq("status", task_id).stdout:
+        pass
+    assert b"INVALID_STATUS" in tq("cancel", task_id, code=1).stderr
+    assert b"cancelled" in tq("cancel", task_id, "--running").stdout
+    assert b"cancelled" in tq("status", task_id).stdout
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [

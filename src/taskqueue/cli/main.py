@@ -28,7 +28,7 @@ COMMANDS: Final = {
     "status": ("taskqueue.cli.tasks:status", "Show how a task stands."),
     "result": ("taskqueue.cli.tasks:result", "Print a task's result."),
     "list": ("taskqueue.cli.tasks:list_tasks", "List tasks, newest first."),
-    "cancel": ("taskqueue.cli.tasks:cancel", "Cancel tasks that are not running."),
+    "cancel": ("taskqueue.cli.tasks:cancel", "Cancel tasks."),
     "retry": ("taskqueue.cli.tasks:retry", "Put dead or cancelled tasks back in the queue."),
     "stats": ("taskqueue.cli.tasks:stats", "Show the queue in figures."),
     "cluster": ("taskqueue.cli.cluster:cluster", "Show the brokers and the database under them."),

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -94,10 +95,15 @@ def list_tasks(
         print(f"{len(page.tasks)} of {page.total}", file=sys.stderr)
 
 
-def cancel(*task_ids: str, url: Url = None, api_key: ApiKey = None) -> None:
-    """Cancel tasks that are not running."""
+def cancel(
+    *task_ids: str,
+    running: Annotated[bool, Parameter(help="also tasks that are running", negative="")] = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Cancel tasks; those that are running only with --running."""
     with connected(url, api_key) as client:
-        _for_each(task_ids, client.cancel, "cancelled")
+        _for_each(task_ids, partial(client.cancel, running=running), "cancelled")
 
 
 def retry(*task_ids: str, url: Url = None, api_key: ApiKey = None) -> None:
