@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     )
     from taskqueue.worker.handle import Handle
     from taskqueue.worker.middleware import CallNext, Middleware, SubmitMiddleware, SubmitNext
-    from taskqueue.worker.outcomes import Fail, ProcessError, Retry, WorkerProcessDied
+    from taskqueue.worker.outcomes import Fail, ProcessError, Retry, Snooze, WorkerProcessDied
     from taskqueue.worker.runner import Worker, WorkerSettings
 
 __all__ = [
@@ -69,6 +69,7 @@ __all__ = [
     "QueueDepthExceeded",
     "RateLimitExceeded",
     "Retry",
+    "Snooze",
     "Status",
     "SubmitMiddleware",
     "SubmitNext",
@@ -113,7 +114,7 @@ _PLACES = {
         "SubmitMiddleware",
         "SubmitNext",
     ),
-    "taskqueue.worker.outcomes": ("Fail", "ProcessError", "Retry", "WorkerProcessDied"),
+    "taskqueue.worker.outcomes": ("Fail", "ProcessError", "Retry", "Snooze", "WorkerProcessDied"),
     "taskqueue.worker.runner": ("Worker", "WorkerSettings"),
 }
 _PLACE_OF = {name: place for place, names in _PLACES.items() for name in names}

@@ -267,7 +267,7 @@ class InlineQueue:
         with suppress(LeaseLost):  # it was cancelled while it ran
             self._settle(ending)
 
-    async def _attempt(self, claim: Claim) -> Complete | Fail:
+    async def _attempt(self, claim: Claim) -> Complete | Fail | Release:
         context: Context[Any] = Context(
             claim, asyncio.get_running_loop(), self._note_progress, self._state
         )
@@ -281,9 +281,12 @@ class InlineQueue:
             return self._failed(claim, error)
         return Complete(claim.task_id, claim.token, result)
 
-    def _failed(self, claim: Claim, error: BaseException) -> Fail:
-        self._errors[claim.task_id] = error
+    def _failed(self, claim: Claim, error: BaseException) -> Fail | Release:
         failure = failure_of(error)
+        delay = None if failure.delay is None else round(failure.delay * SECOND)
+        if failure.is_snooze:
+            return Release(claim.task_id, claim.token, delay=delay or 0)
+        self._errors[claim.task_id] = error
         return Fail(
             claim.task_id,
             claim.token,
@@ -291,7 +294,7 @@ class InlineQueue:
             failure.message,
             failure.traceback,
             failure.retryable,
-            None if failure.delay is None else round(failure.delay * SECOND),
+            delay,
         )
 
     async def _note_progress(self, claim: Claim, fraction: float, note: str) -> None:

@@ -24,10 +24,18 @@ class Retry(Exception):
     delay: float | None = None
 
     def __init__(self, message: str = "", *, delay: float | None = None) -> None:
-        if delay is not None and not 0 <= delay <= LONGEST_DELAY:
-            raise ValueError(f"delay must be 0 to {LONGEST_DELAY} seconds, got {delay}")
         super().__init__(message)
-        self.delay = delay
+        self.delay = None if delay is None else _checked(delay, "delay")
+
+
+class Snooze(Exception):
+    """Raised by a handler: not now, but in so many `seconds`. It costs no retry."""
+
+    seconds: float = 0.0
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"for {seconds:g} s")
+        self.seconds = _checked(seconds, "seconds")
 
 
 class Fail(Exception):
@@ -35,16 +43,23 @@ class Fail(Exception):
 
 
 class Failure(Struct, frozen=True):
-    """A failed attempt, as it is told: `kind` is the class of the error."""
+    """An attempt without a result, as it is told: `kind` is the class of what was raised.
+
+    With `is_snooze` it has not failed: the task is given back for later.
+    """
 
     kind: str
     message: str
     traceback: str = ""
     delay: float | None = None
     retryable: bool = True
+    is_snooze: bool = False
 
     def command(self, task_id: str, token: int) -> list[bytes]:
         """The words that tell the broker."""
+        if self.is_snooze:
+            delay = f"{self.delay or 0:.6f}".encode()
+            return [b"TQ.RELEASE", task_id.encode(), b"%d" % token, b"DELAY", delay]
         words = [b"TQ.FAIL", task_id.encode(), b"%d" % token, self.message.encode()]
         words += [b"KIND", self.kind.encode()]
         if self.traceback:
@@ -78,6 +93,8 @@ def failure_of(error: BaseException) -> Failure:
     """What is told of an error that a handler has raised."""
     if isinstance(error, ProcessError):
         return error.failure
+    if isinstance(error, Snooze):
+        return Failure("Snooze", "put off", delay=_delay_of(error), is_snooze=True)
     try:
         message = str(error)
     except BaseException:  # noqa: BLE001  an error that cannot even be shown is still an error
@@ -93,9 +110,19 @@ def failure_of(error: BaseException) -> Failure:
     )
 
 
+def _checked(seconds: float, name: str) -> float:
+    if not 0 <= seconds <= LONGEST_DELAY:
+        raise ValueError(f"{name} must be 0 to {LONGEST_DELAY}, got {seconds}")
+    return seconds
+
+
 def _delay_of(error: BaseException) -> float | None:
     # Of a class of the user's it may be anything.
-    delay: object = error.delay if isinstance(error, Retry) else None
+    delay: object = None
+    if isinstance(error, Retry):
+        delay = error.delay
+    elif isinstance(error, Snooze):
+        delay = error.seconds
     if isinstance(delay, int | float) and 0 <= delay <= LONGEST_DELAY:
         return float(delay)
     return None

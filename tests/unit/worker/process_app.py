@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from taskqueue import App, Context, Fail, LeaseLost, Retry
+from taskqueue import App, Context, Fail, LeaseLost, Retry, Snooze
 
 
 @asynccontextmanager
@@ -201,6 +201,8 @@ def ordered(how: str) -> None:
             raise Retry("the mail server is full", delay=7.5)
         case "fail":
             raise Fail("no such address")
+        case "snooze":
+            raise Snooze(7.5)
         case _:
             raise ValueError(how)
 

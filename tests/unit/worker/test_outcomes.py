@@ -1,13 +1,15 @@
 """What a handler may raise to say what is to follow, in each kind of execution."""
 
+import asyncio
 import json
 from typing import Any
 
 import pytest
 
-from taskqueue import Fail, Retry, Task
+from taskqueue import Fail, Retry, Snooze, Task
 from taskqueue.core.clock import ManualClock
 from taskqueue.worker.outcomes import failure_of
+from tests.support.door import PATIENCE
 from tests.unit.worker import process_app
 from tests.unit.worker.conftest import Bench, a_worker
 
@@ -45,6 +47,24 @@ async def test_retry_says_when_the_next_attempt_comes_and_costs_a_retry(bench: B
             assert (status.status, len(status.failures)) == ("dead_letter", 2)
 
 
+async def test_snooze_puts_a_task_off_and_costs_no_retry(bench: Bench) -> None:
+    client, clock = bench.app.client, bench.door.clock
+    assert isinstance(clock, ManualClock)
+    async with a_worker(process_app.app, bench.door):
+        for kind in KINDS:
+            task = Task(f"ordered_{kind}", b'{"how": "snooze"}', max_retries=0)
+            task_id = await client.submit_task(task)
+            async with asyncio.timeout(PATIENCE):
+                while True:
+                    status = await client.get_status(task_id)
+                    if status.schedule_at != status.created_at:
+                        break
+                    await asyncio.sleep(0.005)
+            assert (status.status, status.retry_count, status.failures) == ("pending", 0, [])
+            assert status.schedule_at is not None
+            assert (status.schedule_at - status.updated_at).total_seconds() == 7.5
+
+
 async def test_without_a_delay_the_usual_one_holds(bench: Bench) -> None:
     @bench.app.task(retries=1)
     async def later() -> None:
@@ -61,6 +81,8 @@ async def test_without_a_delay_the_usual_one_holds(bench: Bench) -> None:
 def test_a_delay_that_cannot_be_is_refused(delay: Any) -> None:
     with pytest.raises((ValueError, TypeError)):
         Retry("later", delay=delay)
+    with pytest.raises((ValueError, TypeError)):
+        Snooze(delay)
 
 
 class Odd(Retry):
