@@ -86,13 +86,17 @@ EXPLAIN: Final = (
     "auto_explain.log_format = json",
 )
 
+OLDEST: Final = days.first_seq(days.step_of(START - SECOND), 0)
+"""The number before that of the oldest task; the others have every thousandth after it."""
+
 COLUMNS: Final = (
     "seq, id, task_type, priority, status, run_at, timeout, max_retries, payload_crc, weight,"
     " created_at, updated_at, last_event, retry_count, token, progress_note"
 )
 FILL_LIVE: Final = f"""
     INSERT INTO taskqueue.tasks ({COLUMNS}, worker_id, claimed_at, deadline, ready)
-    SELECT {{first}} + n * 1000, gen_random_uuid(), 'old' || n % 10, n % 3 * 100, status,
+    SELECT {{first}} + n * 1000, gen_random_uuid(),
+        CASE WHEN n <= {ENDED} THEN 'old0' ELSE 'old' || 1 + n % 9 END, n % 3 * 100, status,
         {START} - {LIVE} + n + CASE ready WHEN 0 THEN 3600000000 ELSE 0 END, 300000000, 3, 0, 0,
         {START}, {START}, 'submit', 0, 1, '',
         CASE status WHEN 'in_progress' THEN 'w' || n % 50 END,
@@ -274,16 +278,16 @@ async def fill(dsn: str) -> None:
                 f"CREATE TABLE taskqueue.{table}_d{one} "
                 f"PARTITION OF taskqueue.{table} FOR VALUES FROM ({low}) TO ({high})"
             )
-    ended, first = days.bounds_of(day)[0], days.first_seq(days.step_of(START - SECOND), 0)
+    ended = days.bounds_of(day)[0]
     indexes = await connection.fetch(INDEXES)
     for name, _ in indexes:
         await connection.execute(f"DROP INDEX taskqueue.{name}")
-    await connection.execute(FILL_LIVE.format(first=first))
+    await connection.execute(FILL_LIVE.format(first=OLDEST))
     for _, definition in indexes:
         await connection.execute(definition)
     await connection.execute(FILL_ENDED.format(first=ended))
     for table, start, columns in (
-        ("payloads", first, "''"),
+        ("payloads", OLDEST, "''"),
         ("payloads", ended, "'x'"),
         ("results", ended, "0, 'y'"),
     ):
@@ -304,7 +308,7 @@ async def work(dsn: str) -> AsyncIterator[int]:
             await live(queue, number)
             yield number
         await ask(queue)
-        yield PAGE
+        yield BATCH
         await look_after(queue)
     finally:
         await storage.close()
@@ -345,7 +349,7 @@ async def live(queue: Queue, number: int) -> None:
 
 async def claim(queue: Queue, number: int, key: str) -> list[ClaimedTask]:
     """Tasks of a type of many, and of the one under test."""
-    types = ("work", "old1", "old2")
+    types = ("work", "old0", "old1")
     repeat = Repeat(key, queue.clock.wall() + 60 * SECOND)
     claimed: list[ClaimedTask] = await queue.do(Claim("worker", types, number, repeat))
     assert len(claimed) == number
@@ -362,9 +366,10 @@ async def ask(queue: Queue) -> None:
     await storage.payload(running.id)
     await storage.look([running.id, new_task_id()])
     for status in (None, *Status):
-        for task_type in (None, "old1"):
+        for task_type in (None, "old0", "old1"):
             await storage.find(TaskQuery(status, task_type, 100, 0, None))
             await storage.find(TaskQuery(status, task_type, 100, PAGE - 100, None))
+            await storage.find(TaskQuery(status, task_type, 100, 0, OLDEST + LIVE * 500))
             await storage.count(status, task_type)
     await storage.totals(0)
     await storage.counts()

@@ -39,6 +39,11 @@ AUDIT_SECONDS: Final = 1_800
 STANDBY_SECONDS: Final = 2.0
 """How long a connection to a standby is used before the primary is tried again."""
 
+BY_TYPE: Final = (None, Status.PENDING, Status.COMPLETED)
+"""With these statuses the tasks of a type are listed by the index by type: most have them."""
+
+ABOVE_ALL: Final = 2**63 - 1
+
 BEGIN: Final = f"""
     BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
     SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL jit = off;
@@ -297,21 +302,15 @@ class Reader:
 
 def list_statement(query: TaskQuery) -> tuple[str, list[Any]]:
     """The statement that lists what a query asks for, and its bindings."""
-    conditions = [f"status = '{query.status}'"] if query.status is not None else []
     bindings: list[Any] = [query.limit + query.offset]
-    if query.task_type is not None:
-        bindings.append(query.task_type)
-        conditions.append(f"task_type = ${len(bindings)}")
-    if query.before_seq is not None:
-        bindings.append(query.before_seq)
-        conditions.append(f"seq < ${len(bindings)}")
+    conditions = _conditions(query, bindings)
     where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
     places = TABLES
     if query.status is not None:
         places = ("archive",) if query.status in ENDED else ("tasks",)
     parts = [
         f"(SELECT {sql.task_columns(place)} FROM taskqueue.{place} {where} "
-        "ORDER BY seq DESC LIMIT $1)"
+        f"ORDER BY {_order(query)} LIMIT $1)"
         for place in places
     ]
     bindings.append(query.offset)
@@ -320,6 +319,41 @@ def list_statement(query: TaskQuery) -> tuple[str, list[Any]]:
         f"ORDER BY seq DESC LIMIT $1 - ${len(bindings)}::bigint OFFSET ${len(bindings)}::bigint",
         bindings,
     )
+
+
+def _conditions(query: TaskQuery, bindings: list[Any]) -> list[str]:
+    """What a listed task must be; its values are added to the bindings.
+
+    What runs, and the tasks of a type, may be the oldest of all: to look for them from the newest
+    task on would be to read everything, which looks cheap to the planner. So condition and order
+    leave it only the index of what runs, and the one by type.
+    """
+    conditions = [f"status = '{query.status}'"] if query.status is not None else []
+    seq, task_type = "seq", "task_type"
+    if query.status is Status.IN_PROGRESS:
+        seq, task_type = "seq + 0", "task_type || ''"
+    before = str(ABOVE_ALL)
+    if query.before_seq is not None:
+        bindings.append(query.before_seq)
+        before = f"${len(bindings)}"
+        conditions.append(f"{seq} < {before}")
+    if query.task_type is not None:
+        bindings.append(query.task_type)
+        place = f"${len(bindings)}"
+        conditions.append(
+            f"task_type >= {place} AND (task_type, seq) < ({place}, {before}::bigint)"
+            if query.status in BY_TYPE
+            else f"{task_type} = {place}"
+        )
+    return conditions
+
+
+def _order(query: TaskQuery) -> str:
+    if query.status is Status.IN_PROGRESS:
+        return "seq + 0 DESC"
+    if query.task_type is not None and query.status in BY_TYPE:
+        return "task_type DESC, seq DESC"
+    return "seq DESC"
 
 
 def _look(table: str) -> str:
