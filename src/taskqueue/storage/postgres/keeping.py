@@ -189,21 +189,29 @@ class Keeping:
         low, high = days.bounds_of(day)
         try:
             async with _chore(connection):
-                await connection.execute(LOCK_DAILY)
+                # Nothing of this day changes any more, while all others go on.
+                await connection.execute(
+                    f"LOCK TABLE {', '.join(f'taskqueue.{table}_d{day}' for table in DAILY)} "
+                    "IN SHARE ROW EXCLUSIVE MODE"
+                )
                 if not await _is_past(connection, day, before):
                     return  # a task of that day has ended just now
+                await self._uncount(connection, day)
+                await connection.execute(
+                    f"DELETE FROM taskqueue.failures AS old "
+                    f"USING taskqueue.archive_d{day} AS ended WHERE old.seq = ended.seq"
+                )
+                await connection.execute(LOCK_DAILY)  # from here on everyone waits
                 for table in DAILY:
                     await connection.execute(
                         f"ALTER TABLE taskqueue.{table} DETACH PARTITION taskqueue.{table}_d{day}"
                     )
-                await self._uncount(connection, day)
                 await connection.execute(
-                    f"INSERT INTO taskqueue.payloads SELECT bytes.* "
-                    f"FROM taskqueue.payloads_d{day} AS bytes JOIN taskqueue.tasks USING (seq)"
-                )
-                await connection.execute(
-                    f"DELETE FROM taskqueue.failures AS old "
-                    f"USING taskqueue.archive_d{day} AS ended WHERE old.seq = ended.seq"
+                    "SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; "
+                    "SET LOCAL enable_seqscan = off; "
+                    f"INSERT INTO taskqueue.payloads SELECT bytes.* FROM taskqueue.tasks "
+                    f"JOIN taskqueue.payloads_d{day} AS bytes ON bytes.seq = ANY (ARRAY[tasks.seq])"
+                    f" WHERE tasks.seq >= {low} AND tasks.seq < {high}"
                 )
                 for table in DAILY:
                     await connection.execute(f"DROP TABLE taskqueue.{table}_d{day}")
