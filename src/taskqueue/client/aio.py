@@ -242,18 +242,18 @@ class AsyncClient:
         backoff = self._current_link().backoff()
         # Once sent and not answered it stays in doubt, whatever becomes of a later try.
         is_in_doubt = False
+        latest: Exception | None = None
         while True:
             link = self._current_link()
             connection: Connection | None = None
             try:
                 async with asyncio.timeout_at(ends_at):
                     connection = await link.shared()
-                    futures = [connection.send(*words) for words in commands]
-                    await asyncio.wait(futures)
-                    return _answers(futures)
+                    return await _answers_to(connection, commands)
             except TimeoutError:
-                raise self._not_answered(is_in_doubt or connection is not None) from None
+                raise self._not_answered(is_in_doubt or connection is not None, latest) from None
             except (BrokerUnavailable, ConnectionLost, QueueDepthExceeded) as error:
+                latest = error
                 is_in_doubt |= isinstance(error, ConnectionLost | OutcomeUnknown)
                 if connection is not None:
                     link.blame(connection, error)
@@ -262,7 +262,12 @@ class AsyncClient:
                     raise _unavailable(error, is_in_doubt=is_in_doubt) from error
                 await asyncio.sleep(pause)
 
-    def _not_answered(self, is_in_doubt: bool) -> BrokerUnavailable:
+    def _not_answered(
+        self, is_in_doubt: bool, latest: Exception | None = None
+    ) -> BrokerUnavailable:
+        # What a broker said before tells more than that the time was over in the next try.
+        if isinstance(latest, BrokerUnavailable) and not is_in_doubt:
+            return latest
         where = f"the broker at {' or '.join(map(str, self._addresses))}"
         if not is_in_doubt:
             return BrokerUnavailable(f"{where} could not be reached in time")
@@ -374,6 +379,12 @@ def _answers(futures: list[asyncio.Future[Answer]]) -> list[Answer]:
         if isinstance(answer, BrokerUnavailable | ConnectionLost | QueueDepthExceeded):
             raise answer
     return answers
+
+
+async def _answers_to(connection: Connection, commands: Sequence[Sequence[bytes]]) -> list[Answer]:
+    futures = [connection.send(*words) for words in commands]
+    await asyncio.wait(futures)
+    return _answers(futures)
 
 
 def _unavailable(error: Exception, *, is_in_doubt: bool) -> TaskQueueError:
