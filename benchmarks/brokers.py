@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,12 +14,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.support.ports import free_port
+
 
 class MeasuredBroker:
     """A broker started by `tq serve` with an empty data folder, or on a database."""
 
     def __init__(self, folder: Path, log: Path, engine: str | None = None) -> None:
-        self.http, self.native, self.grpc = (f"127.0.0.1:{port}" for port in _free_ports(3))
+        self.http, self.native, self.grpc = (
+            f"127.0.0.1:{port}" for port in (free_port(), free_port(), free_port())
+        )
         command = [
             *(sys.executable, "-m", "taskqueue.cli.main", "serve"),
             *("--http", self.http, "--native", self.native, "--data", str(folder)),
@@ -94,13 +97,3 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-
-
-def _free_ports(number: int) -> list[int]:
-    probes = [socket.socket() for _ in range(number)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [int(probe.getsockname()[1]) for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports

@@ -24,7 +24,8 @@ from taskqueue.core.task import Status
 from taskqueue.wire.cluster import ClusterReply
 from tests.support.broker import BrokerProcess, a_broker_process
 from tests.support.door import PATIENCE
-from tests.support.postgres import USER, PostgresServer, a_server, free_port
+from tests.support.ports import free_port
+from tests.support.postgres import USER, PostgresServer, a_server
 
 RELEASE: Final = "16"
 NAME: Final = "second"

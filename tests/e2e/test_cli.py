@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.broker import BrokerProcess, a_broker_process, free_port
+from tests.support.broker import BrokerProcess, a_broker_process
+from tests.support.ports import free_port
 
 TQ = [sys.executable, "-m", "taskqueue.cli.main"]
 NO_TASK = "550e8400-e29b-41d4-a716-446655440000"

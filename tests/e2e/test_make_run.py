@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.support.broker import free_port
+from tests.support.ports import free_port
 
 ROOT = Path(__file__).parent.parent.parent
 

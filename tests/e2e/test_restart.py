@@ -17,7 +17,8 @@ import redis
 from taskqueue import SyncClient, Task
 from taskqueue.core.ids import new_task_id
 from taskqueue.wire import resp
-from tests.support.broker import BrokerProcess, a_broker_process, free_port
+from tests.support.broker import BrokerProcess, a_broker_process
+from tests.support.ports import free_port
 
 BLOCKED = 200
 

@@ -17,7 +17,8 @@ import psycopg
 import pytest
 
 from taskqueue.settings.sources import load_settings
-from tests.support.broker import BrokerProcess, a_broker_process, free_port
+from tests.support.broker import BrokerProcess, a_broker_process
+from tests.support.ports import free_port
 from tests.support.postgres import a_database, shared_server
 
 ROOT = Path(__file__).parent.parent.parent

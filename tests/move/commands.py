@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.move.filling import Folder
-from tests.support.broker import free_port
+from tests.support.ports import free_port
 
 SECONDS: Final = 120
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from tests.house.test_documents import Shell, blocks
 from tests.move.filling import Folder
-from tests.support.broker import BrokerProcess, free_port
+from tests.support.broker import BrokerProcess
+from tests.support.ports import free_port
 
 
 async def test_a_folder_is_moved_as_the_guide_says(

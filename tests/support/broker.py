@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from taskqueue.core.task import ClaimedTask, Task
 from taskqueue.storage.engines import open_storage
 from taskqueue.storage.port import Storage
 from taskqueue.wire import messages as m
+from tests.support.ports import free_port
 
 
 @asynccontextmanager
@@ -77,13 +77,6 @@ async def until_parked(turns: int = 50) -> None:
     """Let the loop turn often enough for what was started to come to rest."""
     for _ in range(turns):
         await asyncio.sleep(0.001)
-
-
-def free_port() -> int:
-    """A port nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class BrokerProcess:

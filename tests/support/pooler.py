@@ -12,7 +12,8 @@ from time import monotonic, sleep
 from typing import Final
 from urllib.parse import urlsplit
 
-from tests.support.postgres import NOBODY, TOOLS, USER, free_port
+from tests.support.ports import free_port
+from tests.support.postgres import NOBODY, TOOLS, USER
 
 PATIENCE: Final = 20.0
 """Seconds within which it must answer."""

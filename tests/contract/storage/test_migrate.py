@@ -20,8 +20,9 @@ from taskqueue.storage.migrations import newest_of
 from taskqueue.storage.postgres import schema
 from taskqueue.storage.postgres.connections import Connection, connect, database_at
 from taskqueue.storage.postgres.engine import PostgresStorage
-from tests.support.broker import a_broker_process, free_port
+from tests.support.broker import a_broker_process
 from tests.support.door import PATIENCE
+from tests.support.ports import free_port
 from tests.support.postgres import RELEASES, PostgresServer, a_database, shared_server
 
 ALL: Final = [number for number, _ in schema.MIGRATIONS]
