@@ -7,49 +7,56 @@ nothing it does not need; the others are coroutines. Doors find them through `op
 
 import asyncio
 import random
-import zlib
 from collections.abc import Awaitable
 from typing import Annotated, Final
 
 from msgspec import Meta, Struct
 
 from taskqueue.broker.access import ANYBODY, Access, AccessSettings, Caller
+from taskqueue.broker.crew import Crew
 from taskqueue.broker.cursors import read_cursor, write_cursor
 from taskqueue.broker.keys import Keys
 from taskqueue.broker.ledger import Ledger
 from taskqueue.broker.metrics import Metrics
 from taskqueue.broker.neighbours import Neighbours
+from taskqueue.broker.submission import start_of, submission
 from taskqueue.broker.updates import Updates
 from taskqueue.broker.upkeep import Upkeep
 from taskqueue.broker.waiting import ClaimRoom, EndWatch
 from taskqueue.broker.workers import Workers
 from taskqueue.core.batch import Applied, Batch
-from taskqueue.core.clock import SECOND, Clock, microseconds
+from taskqueue.core.clock import SECOND, Clock
 from taskqueue.core.commands import (
     MOST_LOSSES,
     Audited,
     Cancel,
+    Change,
+    Checkpoint,
     Claim,
     Complete,
+    Delete,
+    Extend,
     Fail,
+    Log,
     Progress,
     Release,
     Retry,
     Submit,
 )
 from taskqueue.core.errors import (
-    BrokerUnavailable,
     InvalidRequest,
     QueueDepthExceeded,
     TaskNotFound,
     TaskQueueError,
 )
-from taskqueue.core.ids import canonical_task_id, new_task_id
+from taskqueue.core.ids import canonical_task_id
 from taskqueue.core.repeats import Repeat
-from taskqueue.core.task import ClaimedTask, Event, Status, Task, TaskDetail, Tier
+from taskqueue.core.task import ClaimedTask, Event, LogLine, Status, Task, TaskDetail, Tier
 from taskqueue.storage.cluster import ClusterView
 from taskqueue.storage.port import Count, Storage, TaskQuery, Totals
+from taskqueue.wire import figures
 from taskqueue.wire import messages as m
+from taskqueue.wire import workers as w
 
 HOUR: Final = 3600 * SECOND
 
@@ -65,6 +72,9 @@ class BrokerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     lease_seconds: Annotated[float, Meta(ge=1, le=3600)] = 30.0
     """How long a silent worker keeps its tasks."""
+
+    reconnect_seconds: Annotated[float, Meta(ge=0, le=3600)] = 10.0
+    """How long a worker keeps its tasks that beat and has closed all its connections."""
 
     retention_seconds: Annotated[float, Meta(ge=1, le=3_650 * 86_400)] = 7 * 86_400.0
     """How long completed and cancelled tasks are kept."""
@@ -92,7 +102,11 @@ class Broker:
     ) -> None:
         self.clock = clock
         self.metrics = metrics
-        self.workers = Workers(clock, round(settings.lease_seconds * SECOND))
+        self.workers = Workers(
+            clock,
+            round(settings.lease_seconds * SECOND),
+            round(settings.reconnect_seconds * SECOND),
+        )
         self._settings = settings
         self._storage = storage
         self._ledger = Ledger(storage, clock, metrics)
@@ -110,12 +124,15 @@ class Broker:
             settings.max_worker_losses,
         )
         self.upkeep.chores.append(self.keys.note_uses)
+        self.crew = Crew(storage, self._ledger, self.upkeep, self.access, self.workers)
         self._random = random.Random()  # noqa: S311  jitter, not a secret
         self._pending = 0
         self._reading = asyncio.Semaphore(MOST_READS)
         self._ledger.companions = self._claims.companions
         self._ledger.on_commit = self._on_commit
-        self._neighbours = Neighbours(storage, self.upkeep, self._claims, self._watch, self.updates)
+        self._neighbours = Neighbours(
+            storage, self.upkeep, self._claims, self._watch, self.updates, self.crew.notices
+        )
 
     async def open(self) -> None:
         """Learn how full the queue is and who has keys; call it once before any operation."""
@@ -128,6 +145,7 @@ class Broker:
         self.upkeep.close()
         self._neighbours.close()
         self._claims.close()
+        self.crew.notices.close()
         self._watch.close()
         self.updates.close()
         await self._ledger.close()
@@ -166,10 +184,20 @@ class Broker:
             if request.offset:
                 raise InvalidRequest("offset cannot go with a cursor; leave it out", field="offset")
             before = read_cursor(request.cursor, request)
-        tasks = await self._storage.find(
-            TaskQuery(request.status, request.task_type, request.limit, request.offset, before)
+        query = TaskQuery(
+            request.status,
+            request.task_type,
+            request.limit,
+            request.offset,
+            before,
+            tuple(request.tags),
+            tuple(request.metadata.items()),
         )
-        total = await self._storage.count(request.status, request.task_type)
+        tasks = await self._storage.find(query)
+        if query.is_labelled:
+            total = await self._storage.number(query)
+        else:
+            total = await self._storage.count(request.status, request.task_type)
         is_full = len(tasks) == request.limit
         return m.ListReply(
             tasks=[m.task_summary(task) for task in tasks],
@@ -192,7 +220,30 @@ class Broker:
         command = Retry(_known_form(request.task_id), caller.scope)
         return self._ledger.record(Audited(command, "retry", caller.actor))
 
-    async def stats(self, _request: m.NoRequest, caller: Caller = ANYBODY) -> m.StatsReply:
+    def change(self, request: m.ChangeRequest, caller: Caller = ANYBODY) -> asyncio.Future[Task]:
+        """Give a task that waits another priority or time. Raises TaskNotFound, InvalidStatus."""
+        run_at = start_of(request, self.clock.wall())
+        if request.priority is None and run_at is None:
+            raise InvalidRequest("nothing is to be changed; give priority, schedule_at or delay")
+        command = Change(_known_form(request.task_id), request.priority, run_at, caller.scope)
+        return self._ledger.record(Audited(command, "change", caller.actor))
+
+    def purge(self, request: m.TaskRequest, caller: Caller = ANYBODY) -> asyncio.Future[Task]:
+        """Delete a task that has ended. Raises TaskNotFound, InvalidStatus."""
+        command = Delete(_known_form(request.task_id), caller.scope)
+        return self._ledger.record(Audited(command, "purge", caller.actor))
+
+    async def logs(self, request: m.TaskRequest, caller: Caller = ANYBODY) -> list[LogLine]:
+        """The log of a task. Raises TaskNotFound."""
+        task_id = _known_form(request.task_id)
+        if caller.scope:
+            await self._detail(task_id, caller)
+        lines = await self._storage.logs(task_id)
+        if lines is None:
+            raise TaskNotFound("Task not found")
+        return lines
+
+    async def stats(self, _request: m.NoRequest, caller: Caller = ANYBODY) -> figures.StatsReply:
         """The queue in figures."""
         self.access.require_whole_reach(caller)
         totals = await self.totals()
@@ -204,7 +255,7 @@ class Broker:
                 depth[count.key.tier] += count.present
         recent = totals.recent
         mean = recent.busy / recent.completed / 1000 if recent.completed else 0.0
-        return m.StatsReply(
+        return figures.StatsReply(
             pending_count=by_status[Status.PENDING],
             in_progress_count=by_status[Status.IN_PROGRESS],
             completed_last_hour=recent.completed,
@@ -214,11 +265,11 @@ class Broker:
             queue_depth_by_priority=depth,
         )
 
-    async def health(self, _request: m.NoRequest, _caller: Caller = ANYBODY) -> m.HealthReply:
+    async def health(self, _request: m.NoRequest, _caller: Caller = ANYBODY) -> figures.HealthReply:
         """Whether the broker can do its work: whether what it writes would be confirmed."""
         cluster = self._storage.cluster
         is_healthy = self._ledger.is_writable and cluster.complaint is None
-        return m.HealthReply(
+        return figures.HealthReply(
             status="healthy" if is_healthy else "degraded",
             is_leader=cluster.is_leader,
             connected_workers=len(self.workers),
@@ -286,28 +337,31 @@ class Broker:
             Progress(task_id, request.token, request.fraction, request.note, caller.scope)
         )
 
+    def log(self, request: w.LogRequest, caller: Caller = ANYBODY) -> asyncio.Future[Task]:
+        """An attempt puts a line in the task's log. Raises TaskNotFound, LeaseLost."""
+        task_id = _known_form(request.task_id)
+        return self._ledger.record(
+            Log(task_id, request.token, request.level, request.message, caller.scope)
+        )
+
+    def checkpoint(
+        self, request: w.CheckpointRequest, caller: Caller = ANYBODY
+    ) -> asyncio.Future[Task]:
+        """An attempt keeps something for the next one. Raises TaskNotFound, LeaseLost."""
+        task_id = _known_form(request.task_id)
+        return self._ledger.record(Checkpoint(task_id, request.token, request.data, caller.scope))
+
+    def extend(self, request: w.ExtendRequest, caller: Caller = ANYBODY) -> asyncio.Future[Task]:
+        """An attempt asks for more time. Raises TaskNotFound, LeaseLost."""
+        task_id = _known_form(request.task_id)
+        time = request.seconds * SECOND
+        return self._ledger.record(Extend(task_id, request.token, time, caller.scope))
+
     def release(self, request: m.ReleaseRequest, caller: Caller = ANYBODY) -> asyncio.Future[Task]:
         """A worker gives a task back unfinished. Raises TaskNotFound, LeaseLost."""
         task_id = _known_form(request.task_id)
         delay = round(request.delay_seconds * SECOND)
         return self._ledger.record(Release(task_id, request.token, caller.scope, delay))
-
-    async def beat(self, request: m.BeatRequest, caller: Caller = ANYBODY) -> m.BeatReply:
-        """Renew a worker's lease, tell it what it has lost, take back what it does not know of."""
-        self.workers.renew(request.worker_id)
-        return m.BeatReply(
-            lost=await self._reconcile(request, caller),
-            lease_seconds=self._settings.lease_seconds,
-            shared=self._storage.cluster.is_shared,
-        )
-
-    async def leave(self, request: m.LeaveRequest, caller: Caller = ANYBODY) -> m.LeaveReply:
-        """A worker says goodbye: put back what it still holds."""
-        held = await self._storage.held([request.worker_id])
-        words = [self._ledger.record(Release(task.id, task.token, caller.scope)) for task in held]
-        outcomes = await asyncio.gather(*words, return_exceptions=True)
-        self.workers.forget(request.worker_id)
-        return m.LeaveReply(released=sum(isinstance(outcome, Task) for outcome in outcomes))
 
     async def totals(self) -> Totals:
         """The counters over all task types, with the last hour."""
@@ -326,6 +380,7 @@ class Broker:
             if task.last_event is Event.COMPLETE and task.claimed_at is not None:
                 seconds = max(0, batch.steady - task.claimed_at) / SECOND
                 self.metrics.attempt_ended(task.task_type, seconds)
+        self.crew.notices.stopped(applied.stopped())
         if applied.ready:
             self._claims.wake(applied.ready)
         self._storage.cluster.tell(applied)
@@ -339,29 +394,8 @@ class Broker:
                 "try again when some are done",
                 retry_after=1.0,
             )
-        now = self.clock.wall()
-        task_id = new_task_id() if request.task_id is None else _chosen_id(request.task_id)
-        task = Task(
-            0,
-            task_id,
-            request.task_type,
-            request.priority,
-            Status.PENDING,
-            _run_at(request, now),
-            request.timeout_seconds * SECOND,
-            request.max_retries,
-            zlib.crc32(request.payload),
-            now,
-            now,
-        )
-        return Submit(task, request.payload, self._repeat(request, task_id, now))
-
-    def _repeat(self, request: m.SubmitRequest, task_id: str, now: int) -> Repeat | None:
-        if request.idempotency_key is None:
-            return None
-        until = now + round(self._settings.idempotency_seconds * SECOND)
-        chosen = None if request.task_id is None else task_id
-        return Repeat(request.idempotency_key, until, chosen)
+        key_kept = round(self._settings.idempotency_seconds * SECOND)
+        return submission(request, self.clock.wall(), key_kept)
 
     def _try_submit(
         self, request: m.SubmitRequest, caller: Caller
@@ -388,57 +422,9 @@ class Broker:
             raise TaskNotFound("Task not found")
         return detail
 
-    async def _reconcile(self, request: m.BeatRequest, caller: Caller) -> list[str]:
-        try:
-            held = await self._storage.held([request.worker_id])
-        except BrokerUnavailable:
-            return []  # a beat needs no storage; what was lost is told with a later one
-        tokens = {task.id: task.token for task in held}
-        named = {claim.task_id.lower(): claim.token for claim in request.held}
-        # A claim younger than a lease may still be on its way to the worker.
-        settled = self.clock.steady() - self.workers.lease
-        unknown = [
-            task
-            for task in held
-            if task.id not in named
-            and (task.claimed_at or 0) < settled
-            and task.task_type.startswith(caller.scope)
-        ]
-        if unknown:
-            await self.upkeep.take_back(
-                unknown, Event.LOSE, "the worker does not know of this claim", is_chore=False
-            )
-        return [task_id for task_id, token in named.items() if tokens.get(task_id) != token]
-
 
 def _known_form(task_id: str) -> str:
     canonical = canonical_task_id(task_id)
     if canonical is None:
         raise TaskNotFound("Task not found")
     return canonical
-
-
-def _chosen_id(task_id: str) -> str:
-    canonical = canonical_task_id(task_id)
-    if canonical is None:
-        raise InvalidRequest(
-            "task_id must be a UUID such as 0192f0c1-2f8e-7cc2-98b4-1f2d3c4b5a69", field="task_id"
-        )
-    return canonical
-
-
-def _run_at(request: m.SubmitRequest, now: int) -> int:
-    if request.delay_seconds is not None:
-        if request.schedule_at is not None:
-            raise InvalidRequest(
-                "delay_seconds cannot go with schedule_at; give one of them", field="delay_seconds"
-            )
-        return now + round(request.delay_seconds * SECOND)
-    if request.schedule_at is None:
-        return now
-    try:
-        return max(now, microseconds(request.schedule_at))
-    except OverflowError:
-        raise InvalidRequest(
-            "schedule_at must lie between the years 1 and 9999 in UTC", field="schedule_at"
-        ) from None

@@ -26,4 +26,7 @@ def read_cursor(cursor: str, request: m.ListRequest) -> int:
 
 
 def _check(seq: int, request: m.ListRequest) -> int:
-    return zlib.crc32(f"{seq}|{request.status}|{request.task_type}".encode())
+    filters = f"{seq}|{request.status}|{request.task_type}"
+    if request.tags or request.metadata:
+        filters += f"|{sorted(request.tags)}|{sorted(request.metadata.items())}"
+    return zlib.crc32(filters.encode())

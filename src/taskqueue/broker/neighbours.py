@@ -5,6 +5,7 @@ from typing import Final
 
 import structlog
 
+from taskqueue.broker.notices import Notices
 from taskqueue.broker.updates import Updates
 from taskqueue.broker.upkeep import Upkeep
 from taskqueue.broker.waiting import ClaimRoom, EndWatch
@@ -31,12 +32,14 @@ class Neighbours:
         claims: ClaimRoom,
         watch: EndWatch,
         updates: Updates,
+        notices: Notices,
     ) -> None:
         self._storage = storage
         self._upkeep = upkeep
         self._claims = claims
         self._watch = watch
         self._updates = updates
+        self._notices = notices
         self._looking: asyncio.Task[None] | None = None
         self._must_look = False
 
@@ -51,6 +54,7 @@ class Neighbours:
 
     def _on_news(self, news: News) -> None:
         self._upkeep.note_due(news.next_due)
+        self._notices.stopped(news.stopped)
         if news.ready is None:
             self._claims.wake_all()
         else:

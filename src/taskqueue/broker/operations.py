@@ -3,97 +3,20 @@
 To add one: a request and a reply in `wire.messages`, a method in `broker.Broker`, a row here.
 """
 
-from collections.abc import Awaitable, Callable
-from typing import Any, Final, NamedTuple
+from collections.abc import Awaitable
+from typing import Any, Final
 
 from msgspec import Struct
-from msgspec.structs import asdict, replace
 
 from taskqueue.broker.access import Caller
 from taskqueue.broker.broker import Broker
-from taskqueue.core.clock import moment
-from taskqueue.core.errors import BrokerUnavailable, OutcomeUnknown
+from taskqueue.broker.cluster_report import cluster_reply
+from taskqueue.broker.operation import Operation, Route
 from taskqueue.core.keys import Permission
-from taskqueue.storage.cluster import ClusterView, Peer
-from taskqueue.wire import administration
+from taskqueue.wire import administration, figures
 from taskqueue.wire import cluster as c
 from taskqueue.wire import messages as m
-
-
-class Route(NamedTuple):
-    """Where REST offers an operation."""
-
-    method: str
-    path: str
-    status: int
-    has_body: bool = True
-    """Whether a POST brings its fields in a body; else they are in the query."""
-
-
-class Deprecation(NamedTuple):
-    """An operation that will go: since when and until when, in seconds of Unix time, and why."""
-
-    since: int
-    sunset: int
-    advice: str
-
-
-class Operation(NamedTuple):
-    """One thing a client can ask for.
-
-    `run` starts it; what it comes to, `reply` turns into the reply struct `replies` names (None
-    where there is nothing to say). `native` is its command on the native door.
-    """
-
-    name: str
-    summary: str
-    permission: Permission | None
-    request: type[Struct]
-    replies: type[Struct] | None
-    run: Callable[[Broker, Any, Caller], Awaitable[Any]]
-    reply: Callable[[Any], Any]
-    http: Route | None
-    native: str | None
-    deprecated: Deprecation | None = None
-
-    @property
-    def is_counted(self) -> bool:
-        """Whether its requests count against the rate limit.
-
-        Those of workers do not: what holds them is back-pressure, and a worker that is refused
-        would lose its leases.
-        """
-        return self.permission not in (None, Permission.WORK)
-
-    @property
-    def is_read(self) -> bool:
-        """Whether it changes nothing."""
-        is_get = self.http is not None and self.http.method == "GET"
-        return is_get or self.permission is Permission.READ_TASKS
-
-    def too_late(self, seconds: float) -> BrokerUnavailable:
-        """The error for an answer that has not come in so many seconds."""
-        if self.is_read:
-            return BrokerUnavailable(
-                f"there was no answer within {seconds:g} seconds; try again", retry_after=1
-            )
-        return OutcomeUnknown(
-            f"the change was not confirmed within {seconds:g} seconds; its outcome is unknown: "
-            "repeat the request with the same task_id",
-            retry_after=1,
-        )
-
-    def require(self, broker: Broker, caller: Caller) -> None:
-        """Raise AuthenticationFailed or PermissionDenied unless the caller may."""
-        broker.access.require(caller, self.permission)
-
-    def start(self, broker: Broker, request: Any, caller: Caller) -> Awaitable[Any]:
-        """Begin it for a caller, if they may: the one way in, for every door.
-
-        Raises AuthenticationFailed, PermissionDenied, and what `run` raises at once.
-        """
-        self.require(broker, caller)
-        return self.run(broker, request, caller)
+from taskqueue.wire import workers as w
 
 
 def _as_is(reply: Struct) -> Struct:
@@ -132,53 +55,28 @@ def _audit_log(
     return broker.keys.audit_log(request)
 
 
-async def _cluster(broker: Broker, request: m.NoRequest, caller: Caller) -> c.ClusterReply:
-    broker.access.require_whole_reach(caller)
-    health = await broker.health(request, caller)
-    view = await broker.cluster(request, caller)
-    brokers = [_cluster_broker(_described(broker, peer, view), view) for peer in view.brokers]
-    leader = next((one for one in brokers if one.is_leader), None)
-    complaint = view.complaint
-    if complaint is None and not health.cluster_healthy:
-        complaint = "the storage takes no changes"
-    if complaint is None and leader is None:
-        complaint = "no broker leads: until one takes over, nobody does the housekeeping"
-    return c.ClusterReply(
-        is_leader=view.leader == view.me,
-        leader=None if leader is None else _leader(leader),
-        term=view.term,
-        healthy=complaint is None,
-        complaint=complaint,
-        quorum=view.quorum,
-        brokers=brokers,
-        database=[c.DatabaseNodeReply(**asdict(node)) for node in view.nodes],
-    )
+def _beat(broker: Broker, request: w.BeatRequest, caller: Caller) -> Awaitable[Any]:
+    return broker.crew.beat(request, caller)
 
 
-def _leader(broker: c.ClusterBrokerReply) -> c.LeaderReply:
-    return c.LeaderReply(broker_id=broker.broker_id, address=broker.address)
+def _leave(broker: Broker, request: w.LeaveRequest, caller: Caller) -> Awaitable[Any]:
+    return broker.crew.leave(request, caller)
 
 
-def _described(broker: Broker, peer: Peer, view: ClusterView) -> Peer:
-    if view.nodes:
-        return peer
-    # An embedded engine has nobody to describe the broker to.
-    return replace(peer, seen=broker.clock.wall(), workers=len(broker.workers))
+def _tell(broker: Broker, request: w.AboutRequest, caller: Caller) -> Awaitable[Any]:
+    return broker.crew.tell(request, caller)
 
 
-def _cluster_broker(peer: Peer, view: ClusterView) -> c.ClusterBrokerReply:
-    return c.ClusterBrokerReply(
-        broker_id=str(peer.number),
-        address=peer.address,
-        http=peer.http,
-        version=peer.version,
-        since=moment(peer.since) if peer.since else None,
-        last_seen=moment(peer.seen),
-        load=round(peer.load, 3),
-        connected_workers=peer.workers,
-        is_leader=peer.number == view.leader,
-        is_me=peer.number == view.me,
-    )
+def _notice(broker: Broker, request: w.NoticeRequest, caller: Caller) -> Awaitable[Any]:
+    return broker.crew.notice(request, caller)
+
+
+def _order(broker: Broker, request: w.OrderRequest, caller: Caller) -> Awaitable[Any]:
+    return broker.crew.order(request, caller)
+
+
+def _list_workers(broker: Broker, request: m.NoRequest, caller: Caller) -> Awaitable[Any]:
+    return broker.crew.list_all(request, caller)
 
 
 OPERATIONS: Final = (
@@ -195,7 +93,7 @@ OPERATIONS: Final = (
     ),
     Operation(
         "submit_batch",
-        "Submit up to 1,000 tasks, each with an outcome of its own",
+        "Submit up to 10,000 tasks, each with an outcome of its own",
         Permission.SUBMIT_TASKS,
         m.SubmitBatchRequest,
         m.SubmitBatchReply,
@@ -260,15 +158,70 @@ OPERATIONS: Final = (
         "TQ.RETRY",
     ),
     Operation(
+        "change",
+        "Give a task that waits another priority or time",
+        Permission.SUBMIT_TASKS,
+        m.ChangeRequest,
+        m.MovedReply,
+        Broker.change,
+        m.moved_reply,
+        Route("PATCH", "/api/v1/tasks/{task_id}", 200),
+        "TQ.CHANGE",
+    ),
+    Operation(
+        "purge",
+        "Delete a task that has ended",
+        Permission.ADMIN,
+        m.TaskRequest,
+        None,
+        Broker.purge,
+        _nothing,
+        Route("POST", "/api/v1/tasks/{task_id}/purge", 204),
+        "TQ.PURGE",
+    ),
+    Operation(
+        "logs",
+        "The lines that the attempts at a task have logged",
+        Permission.READ_TASKS,
+        m.TaskRequest,
+        w.LogsReply,
+        Broker.logs,
+        w.logs_reply,
+        Route("GET", "/api/v1/tasks/{task_id}/logs", 200),
+        "TQ.LOGS",
+    ),
+    Operation(
         "stats",
         "The queue in figures",
         Permission.READ_TASKS,
         m.NoRequest,
-        m.StatsReply,
+        figures.StatsReply,
         Broker.stats,
         _as_is,
         Route("GET", "/api/v1/stats", 200),
         "TQ.STATS",
+    ),
+    Operation(
+        "workers",
+        "The workers that are alive",
+        Permission.READ_TASKS,
+        m.NoRequest,
+        w.WorkersReply,
+        _list_workers,
+        _as_is,
+        Route("GET", "/api/v1/workers", 200),
+        "TQ.WORKERS",
+    ),
+    Operation(
+        "order",
+        "Tell a worker to work, to claim nothing new, or to finish and leave",
+        Permission.ADMIN,
+        w.OrderRequest,
+        None,
+        _order,
+        _nothing,
+        Route("POST", "/api/v1/workers/{worker_id}/order", 204, has_body=False),
+        "TQ.ORDER",
     ),
     Operation(
         "cluster",
@@ -276,7 +229,7 @@ OPERATIONS: Final = (
         Permission.READ_TASKS,
         m.NoRequest,
         c.ClusterReply,
-        _cluster,
+        cluster_reply,
         _as_is,
         Route("GET", "/api/v1/cluster", 200),
         "TQ.CLUSTER",
@@ -286,7 +239,7 @@ OPERATIONS: Final = (
         "Whether the broker can do its work",
         None,
         m.NoRequest,
-        m.HealthReply,
+        figures.HealthReply,
         Broker.health,
         _as_is,
         Route("GET", "/api/v1/health", 200),
@@ -403,6 +356,39 @@ OPERATIONS: Final = (
         "TQ.PROGRESS",
     ),
     Operation(
+        "log",
+        "Put a line in a task's log",
+        Permission.WORK,
+        w.LogRequest,
+        m.MovedReply,
+        Broker.log,
+        m.moved_reply,
+        None,
+        "TQ.LOG",
+    ),
+    Operation(
+        "checkpoint",
+        "Keep something for a task's next attempt",
+        Permission.WORK,
+        w.CheckpointRequest,
+        m.MovedReply,
+        Broker.checkpoint,
+        m.moved_reply,
+        None,
+        "TQ.CHECKPOINT",
+    ),
+    Operation(
+        "extend",
+        "Ask for more time",
+        Permission.WORK,
+        w.ExtendRequest,
+        m.MovedReply,
+        Broker.extend,
+        m.moved_reply,
+        None,
+        "TQ.EXTEND",
+    ),
+    Operation(
         "release",
         "Give a task back unfinished",
         Permission.WORK,
@@ -417,20 +403,42 @@ OPERATIONS: Final = (
         "beat",
         "Keep a worker's lease",
         Permission.WORK,
-        m.BeatRequest,
-        m.BeatReply,
-        Broker.beat,
+        w.BeatRequest,
+        w.BeatReply,
+        _beat,
         _as_is,
         None,
         "TQ.BEAT",
     ),
     Operation(
+        "about",
+        "A worker tells of itself",
+        Permission.WORK,
+        w.AboutRequest,
+        None,
+        _tell,
+        _nothing,
+        None,
+        "TQ.ABOUT",
+    ),
+    Operation(
+        "notice",
+        "Wait to be told what to stop",
+        Permission.WORK,
+        w.NoticeRequest,
+        w.NoticeReply,
+        _notice,
+        _as_is,
+        None,
+        "TQ.NOTICE",
+    ),
+    Operation(
         "leave",
         "A worker says goodbye",
         Permission.WORK,
-        m.LeaveRequest,
-        m.LeaveReply,
-        Broker.leave,
+        w.LeaveRequest,
+        w.LeaveReply,
+        _leave,
         _as_is,
         None,
         "TQ.LEAVE",

@@ -30,6 +30,7 @@ _STAGES: Final = dict.fromkeys(Event, 1) | {
     Event.CLAIM: 0,
     Event.CANCEL: 2,
     Event.STOP: 2,
+    Event.EXPIRE: 2,
     Event.DAMAGE: 2,
     Event.RETRY: 3,
 }

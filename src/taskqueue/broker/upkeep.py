@@ -1,8 +1,8 @@
 """Housekeeping: what must happen to tasks without anybody asking for it.
 
 Promotes tasks whose time has come, takes back those of lost workers and those past their deadline,
-deletes what is past retention. Each chore works in small slices, through the same ledger as
-everybody else, and a bad round never stops the next.
+cancels those that have expired, deletes what is past retention. Each chore works in small slices,
+through the same ledger as everybody else, and a bad round never stops the next.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from taskqueue.broker.ledger import Ledger
 from taskqueue.broker.workers import Workers
 from taskqueue.core.batch import Applied, Batch
 from taskqueue.core.clock import SECOND, Clock
-from taskqueue.core.commands import MOST_LOSSES, Promote, Purge, TakeBack
+from taskqueue.core.commands import MOST_LOSSES, Expire, Promote, Purge, TakeBack
 from taskqueue.core.errors import TaskQueueError
 from taskqueue.core.task import Event, Task
 from taskqueue.storage.port import Storage
@@ -33,6 +33,7 @@ ADOPTION_ROUNDS: Final = 10
 PROMOTE_SLICE: Final = 500
 PURGE_SLICE: Final = 200
 TAKE_BACK_SLICE: Final = 500
+EXPIRE_SLICE: Final = 500
 
 AUDIT_KEPT: Final = 365 * 86_400 * SECOND
 """How long entries of the audit log are kept."""
@@ -103,6 +104,7 @@ class Upkeep:
         self._rounds += 1
         await self._take_back_lost()
         await self._take_back_overdue()
+        await self._expire()
         await self._purge()
 
     def note(self, _batch: Batch, applied: Applied) -> None:
@@ -195,6 +197,11 @@ class Upkeep:
     async def _take_back_overdue(self) -> None:
         overdue = await self._storage.overdue(self._clock.steady(), TAKE_BACK_SLICE)
         await self.take_back(overdue, Event.TIME_OUT, "the attempt passed its deadline")
+
+    async def _expire(self) -> None:
+        expired = await self._storage.expired(self._clock.wall(), EXPIRE_SLICE)
+        for word in [self._ledger.record(Expire(task.id)) for task in expired]:
+            await word
 
     async def take_back(
         self, tasks: Iterable[Task], why: Event, message: str, *, is_chore: bool = True

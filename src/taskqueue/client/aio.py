@@ -29,7 +29,7 @@ from taskqueue.wire.administration import (
     NewKeyReply,
 )
 from taskqueue.wire.cluster import ClusterReply
-from taskqueue.wire.messages import HealthReply, StatsReply
+from taskqueue.wire.figures import HealthReply, StatsReply
 
 # Waiting with a time-out as an argument is the documented interface, alike for both clients.
 LONGEST_WAIT_SLICE: Final = 10.0

@@ -14,7 +14,7 @@ from taskqueue.core.keys import Permission
 from taskqueue.core.task import Status
 from taskqueue.wire.administration import AuditEntryReply, KeyReply, NewKeyReply
 from taskqueue.wire.cluster import ClusterReply
-from taskqueue.wire.messages import HealthReply, StatsReply
+from taskqueue.wire.figures import HealthReply, StatsReply
 
 Value = TypeVar("Value")
 

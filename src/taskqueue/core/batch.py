@@ -15,20 +15,25 @@ from msgspec import Struct, field, structs
 from taskqueue.core import lifecycle, repeats
 from taskqueue.core.audit import AuditEntry
 from taskqueue.core.commands import (
+    AttemptNote,
     Audited,
     BareCommand,
+    Cancel,
+    Checkpoint,
     Claim,
     Command,
     Complete,
     CreateKey,
+    Delete,
+    Expire,
+    Log,
     Outcome,
-    Progress,
     Submit,
     TaskCommand,
 )
 from taskqueue.core.errors import TaskNotFound, TaskQueueError
 from taskqueue.core.repeats import Kept
-from taskqueue.core.task import CLAIMABLE, Event, Failure, Status, Task, Tier, tier_of
+from taskqueue.core.task import CLAIMABLE, Event, Failure, LogLine, Status, Task, Tier, tier_of
 
 MINUTE = 60_000_000
 _FAILED_ATTEMPT: Final = (Event.FAIL, Event.LOSE, Event.TIME_OUT)
@@ -56,6 +61,14 @@ class Applied(Struct, frozen=True):
     ready: dict[str, int]
     next_due: int | None
     pending: int
+
+    def stopped(self) -> list[tuple[str, str, int]]:
+        """The claims of running tasks that it has cancelled: worker, task, token."""
+        return [
+            (task.worker_id or "", task.id, task.token)
+            for task in self.moved
+            if task.last_event is Event.STOP
+        ]
 
 
 class CounterKey(NamedTuple):
@@ -85,7 +98,11 @@ class Tally(Struct):
     def move(self, before: Task | None, after: Task, steady: int) -> None:
         """Count one change of a task; `before` is None for a new one."""
         was = None if before is None else before.status
-        self._add(after.task_type, was, after.status, tier_of(after.priority))
+        tier = tier_of(after.priority)
+        if before is not None and before.priority != after.priority:
+            self._add(before.task_type, was, None, tier_of(before.priority))
+            was = None
+        self._add(after.task_type, was, after.status, tier)
         event = after.last_event
         if event is Event.COMPLETE:
             self.minute.completed += 1
@@ -127,7 +144,15 @@ class Changes(Struct):
     payloads: list[tuple[int, bytes]] = field(default_factory=list[tuple[int, bytes]])
     results: list[tuple[int, bytes]] = field(default_factory=list[tuple[int, bytes]])
     failures: list[tuple[int, Failure]] = field(default_factory=list[tuple[int, Failure]])
+    logs: list[tuple[int, LogLine]] = field(default_factory=list[tuple[int, LogLine]])
+    checkpoints: dict[int, bytes] = field(default_factory=dict[int, bytes])
+    deleted: list[Task] = field(default_factory=list[Task])
     kept: list[Kept] = field(default_factory=list[Kept])
+
+    @property
+    def has_notes(self) -> bool:
+        """Whether attempts have left lines or checkpoints."""
+        return bool(self.logs or self.checkpoints)
 
     def checked_results(self) -> list[tuple[int, int, bytes]]:
         """The results, each with its CRC-32 before it."""
@@ -161,13 +186,13 @@ class WorkingSet:
         Raises IdempotencyConflict if its id or key stands for a different task.
         """
         repeat = command.repeat
-        if repeat is None:
-            return self._take_in(command)
-        kept = self._kept.get((repeats.SUBMIT, repeat.key))
-        if kept is not None:
-            return repeats.first_answer(kept, command.task, repeat)
-        task = self._take_in(command)
-        self._keep_answer(repeats.keep_submit(task, repeat))
+        if repeat is not None:
+            kept = self._kept.get((repeats.SUBMIT, repeat.key))
+            if kept is not None:
+                return repeats.first_answer(kept, command.task, repeat)
+        task = self._take_in(command) if command.unique is None else self._take_unique(command)
+        if repeat is not None:
+            self._keep_answer(repeats.keep_submit(task, repeat))
         return task
 
     def settle(self, command: TaskCommand) -> Task:
@@ -175,9 +200,12 @@ class WorkingSet:
         task = self._tasks.get(command.task_id)
         if task is None or not task.task_type.startswith(command.scope):
             raise TaskNotFound("Task not found")
-        after, failure = lifecycle.settle(task, command, wall=self._wall)
-        if isinstance(command, Progress):
+        after, failure = lifecycle.settle(task, command, wall=self._wall, steady=self._steady)
+        if isinstance(command, AttemptNote):
             self._keep(after)
+            self._keep_note(task, after, command)
+        elif isinstance(command, Delete):
+            self._drop(task)
         elif after is not task:
             self._record(task, after)
             if isinstance(command, Complete):
@@ -217,6 +245,14 @@ class WorkingSet:
         self._record(task, after)
         self._changes.failures.append((task.seq, failure))
 
+    def expire(self, task: Task) -> None:
+        """Take a task out of the queue that waited beyond its expiry."""
+        expiry = Expire(task.id)
+        after, failure = lifecycle.settle(task, expiry, wall=self._wall, steady=self._steady)
+        self._record(task, after)
+        if failure is not None:
+            self._changes.failures.append((task.seq, failure))
+
     def take_changes(self) -> Changes:
         """What is to be written since the last call."""
         changes = self._changes
@@ -249,7 +285,9 @@ class WorkingSet:
         return Counter(
             task.task_type
             for task_id in made
-            if (task := self._tasks[task_id]).status in CLAIMABLE and task.run_at <= self._wall
+            if (task := self._tasks.get(task_id)) is not None
+            and task.status in CLAIMABLE
+            and task.run_at <= self._wall
         )
 
     def _take_in(self, command: Submit) -> Task:
@@ -262,6 +300,40 @@ class WorkingSet:
         self._new[task.id] = command.payload
         self._record(None, task)
         return task
+
+    def _take_unique(self, command: Submit) -> Task:
+        """Take a task in unless another one of its key is there, whose answer it gets then."""
+        unique = command.unique
+        assert unique is not None  # noqa: S101  for the type checker
+        kept = self._kept.get((repeats.UNIQUE, unique.key))
+        if kept is not None:
+            first = repeats.holder_of(kept)
+            holder = self._tasks.get(first.task_id)
+            is_taken = unique.is_taken(first, holder, self._wall)
+            if is_taken and first.task_id != command.task.id:
+                if not unique.replaces:
+                    known = {"id": first.task_id, "created_at": first.created_at}
+                    return structs.replace(command.task, **known)
+                if holder is not None and holder.status in CLAIMABLE:
+                    self.settle(Cancel(holder.id))
+        task = self._take_in(command)
+        self._keep_answer(repeats.keep_unique(task, unique, self._wall))
+        return task
+
+    def _keep_note(self, task: Task, after: Task, command: AttemptNote) -> None:
+        if isinstance(command, Checkpoint):
+            self._changes.checkpoints[task.seq] = command.data
+        elif isinstance(command, Log) and after.logged > task.logged:
+            line = LogLine(task.token, self._wall, command.level, command.message)
+            self._changes.logs.append((task.seq, line))
+
+    def _drop(self, task: Task) -> None:
+        self.has_changed = True
+        self._touched.discard(task.id)
+        self._new.pop(task.id, None)
+        self._changes.deleted.append(task)
+        del self._tasks[task.id]
+        self.tally.remove(task.task_type, task.status, tier_of(task.priority))
 
     def _keep_answer(self, answer: Kept) -> None:
         self.has_changed = True
@@ -289,13 +361,18 @@ def bare(command: Command) -> BareCommand:
     return command.command if isinstance(command, Audited) else command
 
 
-def kept_under(command: Submit | Claim) -> tuple[str, str, str] | None:
-    """Scope, name and key of the answer that is kept for a request that can be repeated."""
-    if command.repeat is None:
-        return None
-    if isinstance(command, Submit):
-        return repeats.SUBMIT, command.repeat.key, command.repeat.key
-    return repeats.CLAIM, command.worker_id, command.repeat.key
+def kept_under(command: Submit | Claim) -> list[tuple[str, str, str]]:
+    """Scope, name and key of each answer that is kept for a request."""
+    places: list[tuple[str, str, str]] = []
+    if isinstance(command, Claim):
+        if command.repeat is not None:
+            places.append((repeats.CLAIM, command.worker_id, command.repeat.key))
+        return places
+    if command.repeat is not None:
+        places.append((repeats.SUBMIT, command.repeat.key, command.repeat.key))
+    if command.unique is not None:
+        places.append((repeats.UNIQUE, command.unique.key, command.unique.key))
+    return places
 
 
 def audit_entry(command: Audited, outcome: Outcome | TaskQueueError, wall: int) -> AuditEntry:

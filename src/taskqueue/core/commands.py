@@ -10,16 +10,20 @@ from msgspec import Struct
 
 from taskqueue.core.audit import Actor
 from taskqueue.core.keys import Key
-from taskqueue.core.repeats import Repeat
-from taskqueue.core.task import ClaimedTask, Event, Failure, Task
+from taskqueue.core.repeats import Repeat, Unique
+from taskqueue.core.task import ClaimedTask, Event, Failure, LogLevel, Task
 
 
 class Submit(Struct, frozen=True):
-    """Put a task in the queue. A repeat with the same id or key, and content, changes nothing."""
+    """Put a task in the queue. A repeat with the same id or key, and content, changes nothing.
+
+    Where `unique` says that there may be one such task, the one that is there stands for it.
+    """
 
     task: Task
     payload: bytes
     repeat: Repeat | None = None
+    unique: Unique | None = None
 
 
 class Claim(Struct, frozen=True):
@@ -71,6 +75,34 @@ class Progress(Struct, frozen=True):
     scope: str = ""
 
 
+class Log(Struct, frozen=True):
+    """The attempt with this token puts a line in the task's log."""
+
+    task_id: str
+    token: int
+    level: LogLevel
+    message: str
+    scope: str = ""
+
+
+class Checkpoint(Struct, frozen=True):
+    """The attempt with this token keeps `data` for the next one, instead of what was kept."""
+
+    task_id: str
+    token: int
+    data: bytes
+    scope: str = ""
+
+
+class Extend(Struct, frozen=True):
+    """The attempt with this token may take `time` microseconds more, from now."""
+
+    task_id: str
+    token: int
+    time: int
+    scope: str = ""
+
+
 class Release(Struct, frozen=True):
     """The worker gives the task back unfinished; it costs no retry.
 
@@ -112,6 +144,29 @@ class Cancel(Struct, frozen=True):
     running: bool = False
 
 
+class Change(Struct, frozen=True):
+    """Give a task that waits another priority, or another moment from which it may be claimed."""
+
+    task_id: str
+    priority: int | None = None
+    run_at: int | None = None
+    scope: str = ""
+
+
+class Expire(Struct, frozen=True):
+    """Take a task out of the queue if it still waits past its expiry."""
+
+    task_id: str
+    scope: str = ""
+
+
+class Delete(Struct, frozen=True):
+    """Delete a task that has ended, with all that belongs to it."""
+
+    task_id: str
+    scope: str = ""
+
+
 class Retry(Struct, frozen=True):
     """An operator puts a dead or cancelled task back; its retries start again."""
 
@@ -128,8 +183,9 @@ class Promote(Struct, frozen=True):
 class Purge(Struct, frozen=True):
     """Delete up to `limit` tasks that completed or were cancelled before `before`.
 
-    As many answers kept for repeats go with them if their time is over, and as many entries of
-    the audit log from before `audit_before`; the outcome is the largest of the three numbers.
+    As many go with them whose own retention is over, as many answers kept for repeats whose time
+    is, and as many entries of the audit log from before `audit_before`; the outcome is the largest
+    of the numbers.
     """
 
     before: int
@@ -175,7 +231,13 @@ class Audited(Struct, frozen=True):
     actor: Actor
 
 
-TaskCommand = Complete | Fail | Progress | Release | TakeBack | Cancel | Retry
+AttemptNote = Progress | Log | Checkpoint | Extend
+"""What an attempt says while it goes on; the task's status stays."""
+
+OperatorCommand = Cancel | Retry | Change | Delete
+"""What somebody beside the worker wants done with a task."""
+
+TaskCommand = Complete | Fail | Release | AttemptNote | TakeBack | Expire | OperatorCommand
 """Commands about one task that exists; their outcome is the task after it."""
 
 KeyCommand = CreateKey | RotateKey | RevokeKey | NoteKeyUse
@@ -190,17 +252,25 @@ Outcome = Task | Key | list[ClaimedTask] | int
 
 __all__ = [
     "MOST_LOSSES",
+    "AttemptNote",
     "Audited",
     "BareCommand",
     "Cancel",
+    "Change",
+    "Checkpoint",
     "Claim",
     "Command",
     "Complete",
     "CreateKey",
+    "Delete",
+    "Expire",
+    "Extend",
     "Fail",
     "Failure",
     "KeyCommand",
+    "Log",
     "NoteKeyUse",
+    "OperatorCommand",
     "Outcome",
     "Progress",
     "Promote",

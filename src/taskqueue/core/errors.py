@@ -99,6 +99,12 @@ class TaskNotFound(TaskQueueError):
     code, http, grpc = "TASK_NOT_FOUND", 404, "NOT_FOUND"
 
 
+class WorkerNotFound(TaskQueueError):
+    """No worker with this id is alive."""
+
+    code, http, grpc = "WORKER_NOT_FOUND", 404, "NOT_FOUND"
+
+
 class KeyNotFound(TaskQueueError):
     """No API key has this id."""
 

@@ -10,9 +10,17 @@ from typing import Any, Final, assert_never
 from msgspec import structs
 
 from taskqueue.core.commands import (
+    AttemptNote,
     Cancel,
+    Change,
+    Checkpoint,
     Complete,
+    Delete,
+    Expire,
+    Extend,
     Fail,
+    Log,
+    OperatorCommand,
     Progress,
     Release,
     Retry,
@@ -22,8 +30,8 @@ from taskqueue.core.commands import (
 )
 from taskqueue.core.errors import DataDamaged, InvalidStatus, LeaseLost
 from taskqueue.core.repeats import content_of, require_same
-from taskqueue.core.retry import delay_before
-from taskqueue.core.task import Event, Failure, Status, Task
+from taskqueue.core.retry import USUAL
+from taskqueue.core.task import CLAIMABLE, Event, Failure, Options, Status, Task
 
 MOVES: Final[dict[tuple[Status, Event], tuple[Status, ...]]] = {
     (Status.PENDING, Event.CLAIM): (Status.IN_PROGRESS,),
@@ -38,6 +46,10 @@ MOVES: Final[dict[tuple[Status, Event], tuple[Status, ...]]] = {
     (Status.PENDING, Event.CANCEL): (Status.CANCELLED,),
     (Status.FAILED, Event.CANCEL): (Status.CANCELLED,),
     (Status.IN_PROGRESS, Event.STOP): (Status.CANCELLED,),
+    (Status.PENDING, Event.EXPIRE): (Status.CANCELLED,),
+    (Status.FAILED, Event.EXPIRE): (Status.CANCELLED,),
+    (Status.PENDING, Event.CHANGE): (Status.PENDING,),
+    (Status.FAILED, Event.CHANGE): (Status.FAILED,),
     (Status.DEAD_LETTER, Event.RETRY): (Status.PENDING,),
     (Status.CANCELLED, Event.RETRY): (Status.PENDING,),
 }
@@ -52,33 +64,35 @@ _ENDING: Final[dict[type[TaskCommand], Event]] = {
 LONGEST_TEXT: Final = 64 * 1024
 """Characters kept of a failure's message and of its traceback."""
 
+MOST_LOGGED: Final = 1_000
+"""Lines that are kept of a task's log; what comes later is dropped."""
+
 _CUT_MARK: Final = " … [cut]"
+_PURGED: Final = (Status.COMPLETED, Status.CANCELLED)
+"""What an ended task is deleted in once its retention is over."""
 
 
-def settle(task: Task, command: TaskCommand, *, wall: int) -> tuple[Task, Failure | None]:
+def settle(
+    task: Task, command: TaskCommand, *, wall: int, steady: int
+) -> tuple[Task, Failure | None]:
     """What `command` makes of `task`, and the failure to put on record with it, if any.
 
     A repeat of the word that ended the attempt gives the task back unchanged, and so does a
-    TakeBack that comes too late. Raises LeaseLost for a word about an attempt that is over,
-    InvalidStatus where the task's status forbids the command.
+    TakeBack or an Expire that comes too late. Raises LeaseLost for a word about an attempt that is
+    over, InvalidStatus where the task's status forbids the command.
     """
     match command:
-        case Cancel():
-            is_running = task.status is Status.IN_PROGRESS
-            event = Event.STOP if command.running and is_running else Event.CANCEL
-            return _move(task, event, wall, deadline=None), None
-        case Retry():
-            fresh: dict[str, Any] = {"retry_count": 0, "losses": 0, "worker_id": None}
-            return _move(task, Event.RETRY, wall, run_at=wall, **fresh), None
-        case TakeBack():
-            return _take_back(task, command, wall)
-        case Progress():
-            _require_lease(task, command.token)
-            return _note_progress(task, command, wall), None
         case Complete() | Fail() | Release():
             return _end_attempt(task, command, wall)
+        case Progress() | Log() | Checkpoint() | Extend():
+            _require_lease(task, command.token)
+            return _note(task, command, wall, steady), None
+        case TakeBack():
+            return _take_back(task, command, wall)
+        case Expire():
+            return _expire(task, wall)
         case _:
-            assert_never(command)
+            return _obey(task, command, wall), None
 
 
 def claim(task: Task, worker_id: str, *, wall: int, steady: int) -> Task:
@@ -108,13 +122,63 @@ def require_same_submission(task: Task, repeat: Submit) -> None:
     require_same(content_of(task), content_of(repeat.task), "task_id", f"task_id {task.id}")
 
 
-def _note_progress(task: Task, command: Progress, wall: int) -> Task:
-    return structs.replace(
-        task,
-        progress=command.fraction,
-        progress_note=command.note,
-        updated_at=max(wall, task.updated_at),
-    )
+def has_expired(task: Task, wall: int) -> bool:
+    """Whether a task still waits though its expiry has come."""
+    return task.status in CLAIMABLE and task.expires_at is not None and task.expires_at <= wall
+
+
+def _obey(task: Task, command: OperatorCommand, wall: int) -> Task:
+    match command:
+        case Cancel():
+            is_running = task.status is Status.IN_PROGRESS
+            event = Event.STOP if command.running and is_running else Event.CANCEL
+            return _move(task, event, wall, deadline=None)
+        case Retry():
+            fresh: dict[str, Any] = {"retry_count": 0, "losses": 0, "worker_id": None}
+            return _move(task, Event.RETRY, wall, run_at=wall, **fresh)
+        case Change():
+            return _change(task, command, wall)
+        case Delete():
+            if not task.is_terminal:
+                raise InvalidStatus(
+                    f"Task {task.id} is {task.status}; only a task that has ended can be deleted"
+                )
+            return task
+        case _:
+            assert_never(command)
+
+
+def _note(task: Task, command: AttemptNote, wall: int, steady: int) -> Task:
+    changes: dict[str, Any]
+    match command:
+        case Progress():
+            changes = {"progress": command.fraction, "progress_note": command.note}
+        case Log():
+            changes = {"logged": min(task.logged + 1, MOST_LOGGED)}
+        case Extend():
+            changes = {"deadline": steady + command.time}
+        case Checkpoint():
+            changes = {}
+        case _:
+            assert_never(command)
+    return structs.replace(task, updated_at=max(wall, task.updated_at), **changes)
+
+
+def _change(task: Task, command: Change, wall: int) -> Task:
+    changes: dict[str, Any] = {}
+    if command.priority is not None:
+        changes["priority"] = command.priority
+    if command.run_at is not None:
+        changes["run_at"] = command.run_at
+    return _move(task, Event.CHANGE, wall, **changes)
+
+
+def _expire(task: Task, wall: int) -> tuple[Task, Failure | None]:
+    if not has_expired(task, wall):
+        return task, None
+    message = "it was not started before its expiry"
+    failure = Failure(task.token, wall, None, "Expired", message)
+    return _move(task, Event.EXPIRE, wall), failure
 
 
 def _move(task: Task, event: Event, wall: int, *, exhausted: bool = False, **changes: Any) -> Task:
@@ -125,13 +189,22 @@ def _move(task: Task, event: Event, wall: int, *, exhausted: bool = False, **cha
             f"Task {task.id} is {task.status}; only a task that is {' or '.join(allowed)} "
             f"can {event}"
         )
+    status = statuses[-1] if exhausted else statuses[0]
+    if status in _PURGED:
+        changes["expires_at"] = _retention_end(task.options, wall)
+    elif event is Event.RETRY:
+        changes["expires_at"] = None
     return structs.replace(
         task,
-        status=statuses[-1] if exhausted else statuses[0],
+        status=status,
         last_event=event,
         updated_at=max(wall, task.updated_at),
         **changes,
     )
+
+
+def _retention_end(options: Options | None, wall: int) -> int | None:
+    return None if options is None or options.retention is None else wall + options.retention
 
 
 def holds_lease(task: Task, token: int) -> bool:
@@ -178,7 +251,7 @@ def _end_in_failure(task: Task, command: Fail, wall: int) -> tuple[Task, Failure
     )
     delay = command.delay
     if delay is None:
-        delay = delay_before(task.retry_count + 1, command.spread)
+        delay = _usual_delay(task, command.spread)
     after = _retry_or_bury(task, Event.FAIL, wall, delay, retryable=command.retryable)
     return after, failure
 
@@ -189,7 +262,7 @@ def _take_back(task: Task, command: TakeBack, wall: int) -> tuple[Task, Failure 
     if command.why is Event.LOSE:
         return _lose(task, command, wall)
     failure = Failure(task.token, wall, task.worker_id, "TimedOut", command.message)
-    delay = delay_before(task.retry_count + 1, command.spread)
+    delay = _usual_delay(task, command.spread)
     return _retry_or_bury(task, command.why, wall, delay, retryable=True), failure
 
 
@@ -215,6 +288,11 @@ def _retry_or_bury(task: Task, event: Event, wall: int, delay: int, *, retryable
         run_at=wall + delay,
         deadline=None,
     )
+
+
+def _usual_delay(task: Task, spread: float) -> int:
+    policy = (task.options and task.options.retry) or USUAL
+    return policy.delay_before(task.retry_count + 1, spread)
 
 
 def _shorten(text: str) -> str:

@@ -4,18 +4,34 @@ A submit is known by its idempotency key, a claim by the id its worker gave it. 
 only the latest claim is kept.
 """
 
+from enum import StrEnum
 from typing import Final, TypeVar
 
 import msgspec
 from msgspec import Struct, structs
 
+from taskqueue.core.clock import SECOND
 from taskqueue.core.errors import DataDamaged, IdempotencyConflict
-from taskqueue.core.task import Task
+from taskqueue.core.task import CLAIMABLE, Status, Task
 
 CONTENT: Final = ("task_type", "payload_crc", "priority", "timeout", "max_retries")
 """What makes two submissions the same: the fields that a repeat must not change."""
 
 Content = tuple[str, int, int, int, int]
+
+LOOK_AGAIN: Final = 600 * SECOND
+"""How often it is looked whether a task still holds its unique key."""
+
+
+class While(StrEnum):
+    """How long a task keeps others of its unique key out of the queue."""
+
+    PENDING = "pending"
+    """Until it starts."""
+    RUNNING = "running"
+    """Until it has ended."""
+    PERIOD = "period"
+    """For so long after its submit."""
 
 
 class Repeat(Struct, frozen=True):
@@ -27,6 +43,28 @@ class Repeat(Struct, frozen=True):
     key: str
     until: int
     task_id: str | None = None
+
+
+class Unique(Struct, frozen=True):
+    """Which tasks there may be one of. `period` is in microseconds, for While.PERIOD.
+
+    With `replaces` a task that waits is cancelled for the new one, and one that runs is let run.
+    """
+
+    key: str
+    span: While = While.RUNNING
+    period: int = 0
+    replaces: bool = False
+
+    def is_taken(self, holder: "Submitted", task: Task | None, wall: int) -> bool:
+        """Whether the latest task of the key stands in the way of another one."""
+        if self.span is While.PERIOD:
+            return wall < holder.created_at + self.period
+        if task is None:
+            return False
+        if task.status is Status.IN_PROGRESS:
+            return self.span is While.RUNNING
+        return task.status in CLAIMABLE
 
 
 class Kept(Struct, frozen=True, array_like=True):
@@ -52,6 +90,7 @@ Claimed = list[tuple[str, int]]
 
 SUBMIT: Final = "submit"
 CLAIM: Final = "claim"
+UNIQUE: Final = "unique"
 
 Answer = TypeVar("Answer")
 
@@ -86,6 +125,18 @@ def keep_claim(worker_id: str, tasks: list[Task], repeat: Repeat) -> Kept:
     """The answer to a claim, for its worker."""
     answer: Claimed = [(task.id, task.token) for task in tasks]
     return Kept(CLAIM, worker_id, repeat.key, _text(answer), repeat.until)
+
+
+def keep_unique(task: Task, unique: Unique, wall: int) -> Kept:
+    """Which task holds a unique key from now on."""
+    answer = Submitted(task.id, task.created_at, content_of(task))
+    until = wall + (unique.period if unique.span is While.PERIOD else LOOK_AGAIN)
+    return Kept(UNIQUE, unique.key, unique.key, _text(answer), until)
+
+
+def holder_of(kept: Kept) -> Submitted:
+    """The latest task of a unique key."""
+    return _read(_SUBMITTED, kept)
 
 
 def first_answer(kept: Kept, task: Task, repeat: Repeat) -> Task:

@@ -5,6 +5,8 @@ from typing import Final
 
 from msgspec import Struct
 
+from taskqueue.core.retry import RetryPolicy
+
 
 class Word(StrEnum):
     """A word of the queue's vocabulary; it hashes as its text does, in C."""
@@ -43,6 +45,8 @@ class Event(Word):
     DAMAGE = "damage"
     CANCEL = "cancel"
     STOP = "stop"
+    EXPIRE = "expire"
+    CHANGE = "change"
     RETRY = "retry"
 
 
@@ -61,13 +65,31 @@ def tier_of(priority: int) -> Tier:
     return Tier.NORMAL if priority >= 100 else Tier.LOW
 
 
+class Options(Struct, frozen=True, omit_defaults=True):
+    """What few tasks are submitted with, and none changes.
+
+    `retention` is how many microseconds the task is kept after its end, if that is shorter than
+    the broker keeps them.
+    """
+
+    tags: tuple[str, ...] = ()
+    metadata: dict[str, str] = {}
+    retry: RetryPolicy | None = None
+    retention: int | None = None
+
+
+NO_OPTIONS: Final = Options()
+
+
 class Task(Struct, frozen=True, array_like=True):
     """A task without its payload and result, which are written once and never change.
 
     Times are microseconds (`core.clock`): `deadline` and `claimed_at` on the steady clock, all
     others on the wall clock. `seq` is the order in which submits became durable. `payload_crc`
     is the CRC-32 of the payload. `progress` (0 to 1) is what the latest attempt said of itself.
-    `losses` counts the workers that were lost at the task since it was submitted or put back.
+    `losses` counts the workers that were lost at the task since it was submitted or put back,
+    `logged` the lines of its log. At `expires_at` a task that waits is cancelled, and one that has
+    completed or was cancelled is deleted.
     """
 
     seq: int
@@ -90,6 +112,9 @@ class Task(Struct, frozen=True, array_like=True):
     progress: float | None = None
     progress_note: str = ""
     losses: int = 0
+    options: Options | None = None
+    expires_at: int | None = None
+    logged: int = 0
 
     @property
     def has_retries_left(self) -> bool:
@@ -116,11 +141,33 @@ class Failure(Struct, frozen=True, array_like=True):
         return f"{self.kind}: {self.message}" if self.kind else self.message
 
 
+class LogLevel(Word):
+    """How grave a line of a task's log is."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class LogLine(Struct, frozen=True, array_like=True):
+    """A line of a task's log. `attempt` is the fencing token of the attempt that wrote it."""
+
+    attempt: int
+    at: int
+    level: LogLevel
+    message: str
+
+
 class ClaimedTask(Struct, frozen=True):
-    """A task in the hands of a worker, with the bytes it is to work on."""
+    """A task in the hands of a worker, with the bytes it is to work on.
+
+    `checkpoint` is what an earlier attempt has kept for this one.
+    """
 
     task: Task
     payload: bytes
+    checkpoint: bytes | None = None
 
 
 class TaskDetail(Struct, frozen=True):

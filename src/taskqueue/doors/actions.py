@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope
 
 from taskqueue.broker.access import Caller
 from taskqueue.broker.broker import Broker
-from taskqueue.broker.operations import Operation
+from taskqueue.broker.operation import Operation
 from taskqueue.core.errors import (
     IdempotencyConflict,
     InvalidRequest,
@@ -34,6 +34,7 @@ from taskqueue.doors.rest_input import (
     read_query,
 )
 from taskqueue.doors.visit import deprecation_notices
+from taskqueue.wire import figures
 from taskqueue.wire import messages as m
 
 JSON: Final = b"application/json"
@@ -98,7 +99,11 @@ class Call:
         path_fields = path_fields_of(operation.http.path)
         self._query = QueryReader(operation.request, path_fields)
         self._body: BodyReader | None = None
-        if operation.http.method == "POST" and operation.http.has_body and self._query.names:
+        if (
+            operation.http.method in ("POST", "PATCH")
+            and operation.http.has_body
+            and self._query.names
+        ):
             self._body = BodyReader(body_struct(operation.request, path_fields))
 
     async def answer(self, scope: Scope, receive: Receive, caller: Caller, /) -> Answer:
@@ -109,7 +114,7 @@ class Call:
         reply = self._operation.reply(outcome)
         if reply is None:
             return Answer(self._status, b"", (NOT_SNIFFED, NOT_STORED, *self._notices))
-        degraded = isinstance(reply, m.HealthReply) and reply.status == "degraded"
+        degraded = isinstance(reply, figures.HealthReply) and reply.status == "degraded"
         status = 503 if degraded else self._status
         return Answer(status, self._encode(reply), (*JSON_HEADERS, *self._notices))
 

@@ -4,10 +4,11 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from taskqueue.broker.operations import Operation
+from taskqueue.broker.operation import Operation
 from taskqueue.core.task import ClaimedTask, Task, TaskDetail
 from taskqueue.wire import messages as m
 from taskqueue.wire import resp
+from taskqueue.wire import workers as w
 
 Reply = Callable[[Any, bool], bytes]
 """Writes an outcome as an answer; the flag says whether the client speaks RESP3."""
@@ -80,13 +81,18 @@ def _ok(_outcome: object, _resp3: bool) -> bytes:
     return resp.OK
 
 
-def _claimed(claimed: list[ClaimedTask], _resp3: bool) -> bytes:
-    return b"*%d\r\n" % len(claimed) + b"".join(_one_claimed(one) for one in claimed)
+def _claimed(claimed: list[ClaimedTask], resp3: bool) -> bytes:
+    return b"*%d\r\n" % len(claimed) + b"".join(_one_claimed(one, resp3) for one in claimed)
 
 
-def _one_claimed(one: ClaimedTask) -> bytes:
+def _one_claimed(one: ClaimedTask, resp3: bool) -> bytes:
     reply = m.claimed_reply(one)
-    return b"*8\r\n$36\r\n%s\r\n:%d\r\n%s%s:%d\r\n:%d\r\n:%d\r\n%s" % (
+    size, more = 8, b""
+    if reply.metadata or reply.checkpoint is not None:
+        size = 10
+        more = resp.encode(reply.metadata, resp3=resp3) + resp.encode(reply.checkpoint, resp3=resp3)
+    return b"*%d\r\n$36\r\n%s\r\n:%d\r\n%s%s:%d\r\n:%d\r\n:%d\r\n%s%s" % (
+        size,
         reply.task_id.encode(),
         reply.token,
         resp.bulk(reply.task_type.encode()),
@@ -95,10 +101,11 @@ def _one_claimed(one: ClaimedTask) -> bytes:
         reply.timeout_seconds,
         reply.priority,
         resp.bulk(resp.timestamp(reply.created_at).encode()),
+        more,
     )
 
 
-def _left(reply: m.LeaveReply, _resp3: bool) -> bytes:
+def _left(reply: w.LeaveReply, _resp3: bool) -> bytes:
     return b":%d\r\n" % reply.released
 
 
@@ -108,7 +115,14 @@ _REPLIES: Final[dict[str, Reply]] = {
     "complete": _status,
     "fail": _status,
     "progress": _status,
+    "log": _status,
+    "checkpoint": _status,
+    "extend": _status,
     "release": _status,
+    "change": _status,
+    "purge": _ok,
+    "order": _ok,
+    "about": _ok,
     "retry": _status,
     "cancel": _ok,
     "revoke_key": _ok,

@@ -53,8 +53,11 @@ def bad_value(
     """The error for a field whose value cannot be used; `problem` stands in for no known demand."""
     if match := _TOO_LONG.search(problem):
         return PayloadTooLarge(f"{field} must be at most {match[1]} bytes; send less", field=field)
-    demand = demands(request).get(field)
-    message = f"{field} must be {demand}" if demand else f"{field}: {problem}"
+    # Inside a list or a map: the limits of its entries count.
+    field, inside, _ = field.partition("[")
+    demand = (demands(request) if not inside else _entry_demands(request)).get(field)
+    whole = f"each entry of {field}" if inside else field
+    message = f"{whole} must be {demand}" if demand else f"{field}: {problem}"
     if got is not None:
         message += f", got {shown(got)}"
     return InvalidRequest(message, field=field)
@@ -97,6 +100,21 @@ def demands(request: type[Struct]) -> dict[str, str]:
     return {field.encode_name: _demand(field.type) for field in info.fields}
 
 
+@cache
+def _entry_demands(request: type[Struct]) -> dict[str, str]:
+    """What each entry of a list or map of a request must be, in words."""
+    info = inspect.type_info(request)
+    assert isinstance(info, inspect.StructType)  # noqa: S101  for the type checker
+    found: dict[str, str] = {}
+    for field in info.fields:
+        match bare(field.type):
+            case inspect.ListType(item_type=entry) | inspect.DictType(value_type=entry):
+                found[field.encode_name] = _demand(entry)
+            case _:
+                pass
+    return found
+
+
 def bare(kind: inspect.Type) -> inspect.Type:
     """A type without its notes and without the `None` it may also be."""
     while True:
@@ -121,6 +139,8 @@ def _demand(kind: inspect.Type) -> str:
             return f"one of {', '.join(str(member.value) for member in cls)}"
         case inspect.ListType(min_length=least, max_length=most):
             return f"a list of {least or 0} to {most} entries"
+        case inspect.DictType(max_length=most):
+            return f"at most {most} texts, named by 1 to 255 printable characters without spaces"
         case other:
             return _PLAIN_DEMANDS.get(type(other), "valid")
 
@@ -139,9 +159,10 @@ def _range(kind: inspect.IntType | inspect.FloatType) -> str:
 
 
 def _text_demand(kind: inspect.StrType) -> str:
-    if kind.pattern is not None:
+    if kind.pattern is not None and kind.min_length:
         return f"text of {kind.min_length} to {kind.max_length} printable characters without spaces"
-    return "text" if kind.max_length is None else f"text of at most {kind.max_length} characters"
+    whole = "text without NUL characters" if kind.pattern is not None else "text"
+    return whole if kind.max_length is None else f"{whole} of at most {kind.max_length} characters"
 
 
 READ_FAULTS: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)

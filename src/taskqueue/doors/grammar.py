@@ -11,22 +11,29 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from taskqueue.broker.operations import BY_NAME, Operation
+from taskqueue.broker.operation import Operation
+from taskqueue.broker.operations import BY_NAME
 from taskqueue.core.errors import InvalidRequest
 from taskqueue.doors.faults import invalid
 from taskqueue.wire.messages import LONGEST_ERROR
 
 Words = Sequence[bytes]
 
+
 _INTEGER: Final = re.compile(rb"-?[0-9]{1,20}")
 _DECIMAL: Final = re.compile(rb"-?[0-9]{1,20}(?:\.[0-9]{1,20})?")
 
 
 class Field(NamedTuple):
-    """A field of a request, and how its word is read."""
+    """A field of a request, and how its word is read.
+
+    An option with `usage` may be given several times: its values make a list, or a map if they
+    are pairs.
+    """
 
     name: str
     read: Callable[[bytes, str], Any]
+    usage: str = ""
 
 
 class Rest(NamedTuple):
@@ -50,7 +57,10 @@ class Grammar(NamedTuple):
     def usage(self) -> str:
         """The command as its documentation writes it."""
         parts = [str(self.operation.native), *(field.name for field in self.fixed)]
-        parts += [f"[{keyword.decode()} {field.name}]" for keyword, field in self.options.items()]
+        parts += [
+            f"[{keyword.decode()} {field.usage or field.name}]" + " …" * bool(field.usage)
+            for keyword, field in self.options.items()
+        ]
         if self.rest is not None:
             parts.append(self.rest.usage)
         return " ".join(parts)
@@ -94,9 +104,23 @@ class Grammar(NamedTuple):
                 raise InvalidRequest(f"unknown option {_shown(words[place])}; usage: {self.usage}")
             if place + 1 == len(words):
                 raise InvalidRequest(f"option {keyword.decode()} needs a value", field=field.name)
-            if field.name in values:
+            value = field.read(words[place + 1], field.name)
+            if field.usage:
+                _add(values, field.name, value)
+            elif field.name in values:
                 raise InvalidRequest(f"option {keyword.decode()} is given twice", field=field.name)
-            values[field.name] = field.read(words[place + 1], field.name)
+            else:
+                values[field.name] = value
+
+
+def _add(values: dict[str, Any], name: str, value: Any) -> None:
+    if not isinstance(value, tuple):
+        values.setdefault(name, []).append(value)
+        return
+    key, text = value
+    if key in values.setdefault(name, {}):
+        raise InvalidRequest(f"{name} is given twice for {key[:60]!r}; give it once", field=name)
+    values[name][key] = text
 
 
 def _text(word: bytes, name: str) -> str:
@@ -114,6 +138,20 @@ def _error_text(word: bytes, _name: str) -> str:
 
 def _bytes(word: bytes, _name: str) -> bytes:
     return word
+
+
+def _pair(word: bytes, name: str) -> tuple[str, str]:
+    key, sign, value = _text(word, name).partition("=")
+    if not sign:
+        raise InvalidRequest(f"{name} must be name=value, got {_shown(word)}", field=name)
+    return key, value
+
+
+def _json(word: bytes, name: str) -> Any:
+    try:
+        return msgspec.json.decode(word)
+    except msgspec.MsgspecError:
+        raise InvalidRequest(f"{name} must be JSON, got {_shown(word)}", field=name) from None
 
 
 def _integer(word: bytes, name: str) -> int:
@@ -154,7 +192,7 @@ def _shown(word: bytes) -> str:
 def _sent(values: dict[str, Any]) -> Callable[[str], str | None]:
     def sent(field: str) -> str | None:
         value = values.get(field)
-        return None if value is None or isinstance(value, bytes | list) else str(value)
+        return None if value is None or isinstance(value, bytes | list | dict) else str(value)
 
     return sent
 
@@ -162,6 +200,11 @@ def _sent(values: dict[str, Any]) -> Callable[[str], str | None]:
 _TASK_ID: Final = Field("task_id", _text)
 _TOKEN: Final = Field("token", _integer)
 _KEY_ID: Final = Field("key_id", _text)
+_WORKER_ID: Final = Field("worker_id", _text)
+_LABELS: Final = {
+    b"TAG": Field("tags", _text, "tag"),
+    b"META": Field("metadata", _pair, "name=value"),
+}
 
 GRAMMARS: Final = {
     grammar.operation.native.encode(): grammar
@@ -177,6 +220,18 @@ GRAMMARS: Final = {
                 b"TIMEOUT": Field("timeout_seconds", _integer),
                 b"RETRIES": Field("max_retries", _integer),
                 b"KEY": Field("idempotency_key", _text),
+                **_LABELS,
+                b"EXPIREAT": Field("expires_at", _text),
+                b"EXPIRES": Field("expires_in_seconds", _decimal),
+                b"UNIQUE": Field("unique_key", _text),
+                b"WHILE": Field("unique_while", _text),
+                b"PERIOD": Field("unique_seconds", _decimal),
+                b"REPLACE": Field("replace", _yes_or_no),
+                b"BACKOFF": Field("retry_delay_seconds", _decimal),
+                b"FACTOR": Field("retry_factor", _decimal),
+                b"LONGEST": Field("retry_longest_seconds", _decimal),
+                b"JITTER": Field("retry_jitter", _decimal),
+                b"KEEP": Field("retention_seconds", _decimal),
             },
         ),
         Grammar(BY_NAME["get"], (_TASK_ID,), {}),
@@ -190,11 +245,25 @@ GRAMMARS: Final = {
                 b"LIMIT": Field("limit", _integer),
                 b"OFFSET": Field("offset", _integer),
                 b"CURSOR": Field("cursor", _text),
+                **_LABELS,
             },
         ),
         Grammar(BY_NAME["cancel"], (_TASK_ID,), {b"RUNNING": Field("running", _yes_or_no)}),
         Grammar(BY_NAME["retry"], (_TASK_ID,), {}),
+        Grammar(
+            BY_NAME["change"],
+            (_TASK_ID,),
+            {
+                b"PRIORITY": Field("priority", _integer),
+                b"AT": Field("schedule_at", _text),
+                b"DELAY": Field("delay_seconds", _decimal),
+            },
+        ),
+        Grammar(BY_NAME["purge"], (_TASK_ID,), {}),
+        Grammar(BY_NAME["logs"], (_TASK_ID,), {}),
         Grammar(BY_NAME["stats"], (), {}),
+        Grammar(BY_NAME["workers"], (), {}),
+        Grammar(BY_NAME["order"], (_WORKER_ID, Field("order", _text)), {}),
         Grammar(BY_NAME["cluster"], (), {}),
         Grammar(BY_NAME["health"], (), {}),
         Grammar(
@@ -221,7 +290,7 @@ GRAMMARS: Final = {
         ),
         Grammar(
             BY_NAME["claim"],
-            (Field("worker_id", _text),),
+            (_WORKER_ID,),
             {
                 b"COUNT": Field("count", _integer),
                 b"BLOCK": Field("wait_ms", _integer),
@@ -246,18 +315,30 @@ GRAMMARS: Final = {
             {b"NOTE": Field("note", _text)},
         ),
         Grammar(
+            BY_NAME["log"],
+            (_TASK_ID, _TOKEN, Field("message", _error_text)),
+            {b"LEVEL": Field("level", _text)},
+        ),
+        Grammar(BY_NAME["checkpoint"], (_TASK_ID, _TOKEN, Field("data", _bytes)), {}),
+        Grammar(BY_NAME["extend"], (_TASK_ID, _TOKEN, Field("seconds", _integer)), {}),
+        Grammar(
             BY_NAME["release"],
             (_TASK_ID, _TOKEN),
             {b"DELAY": Field("delay_seconds", _decimal)},
         ),
         Grammar(
             BY_NAME["beat"],
-            (Field("worker_id", _text),),
+            (_WORKER_ID,),
             {},
             rest=Rest("held", _claims, "[task_id token …]"),
         ),
-        Grammar(BY_NAME["leave"], (Field("worker_id", _text),), {}),
+        Grammar(BY_NAME["about"], (_WORKER_ID, Field("about", _json)), {}),
+        Grammar(BY_NAME["notice"], (_WORKER_ID, Field("wait_ms", _integer)), {}),
+        Grammar(BY_NAME["leave"], (_WORKER_ID,), {}),
     )
     if grammar.operation.native is not None
 }
 """The grammar of every native command, by its name in capitals."""
+
+SIGNS_OF_LIFE: Final = frozenset({b"TQ.CLAIM", b"TQ.BEAT", b"TQ.ABOUT", b"TQ.NOTICE"})
+"""The commands by which a worker says that it is there."""

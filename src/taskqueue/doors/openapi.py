@@ -8,7 +8,8 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct, inspect
 
-from taskqueue.broker.operations import OPERATIONS, Operation
+from taskqueue.broker.operation import Operation
+from taskqueue.broker.operations import OPERATIONS
 from taskqueue.core.errors import (
     AuthenticationFailed,
     BrokerUnavailable,
@@ -31,7 +32,7 @@ from taskqueue.core.keys import Permission
 from taskqueue.doors.actions import body_struct
 from taskqueue.doors.faults import bare
 from taskqueue.doors.rest_input import LONGEST_WAIT, WAIT_PARAMETER, QueryReader, path_fields_of
-from taskqueue.wire import administration
+from taskqueue.wire import administration, figures
 from taskqueue.wire import messages as m
 from taskqueue.wire.cluster import ClusterBrokerReply
 
@@ -52,6 +53,7 @@ EXAMPLES: Final[dict[str, Json]] = {
     "submit_batch": {"tasks": [_SUBMIT, {"task_type": "send_email", "payload": ""}]},
     "create_key": {"name": "web-shop", "permissions": ["submit_tasks", "read_tasks"]},
     "rotate_key": {"overlap_seconds": 3600},
+    "change": {"priority": 250, "delay_seconds": 60},
 }
 """A body for each operation that takes one."""
 
@@ -62,6 +64,10 @@ PARAMETER_EXAMPLES: Final[dict[str, object]] = {
     "limit": 50,
     "task_type": "send_email",
     "running": True,
+    "tags": ["vip"],
+    "metadata": ["customer=17"],
+    "worker_id": "web-1.4711",
+    "order": "quiet",
     WAIT_PARAMETER: 0.5,
 }
 
@@ -70,11 +76,17 @@ BASE64: Final = (
 )
 """With padding, and with the bits that stand for nothing at 0: one text for any bytes."""
 
-_NOT_TOGETHER: Final[dict[str, tuple[Json, Json]]] = {
-    "SubmitRequest": ({"schedule_at": {"type": "string"}}, {"delay_seconds": {"type": "number"}}),
+_TEXT: Final[Json] = {"type": "string"}
+_NUMBER: Final[Json] = {"type": "number"}
+_START: Final = ({"schedule_at": _TEXT}, {"delay_seconds": _NUMBER})
+_NOT_TOGETHER: Final[dict[str, tuple[tuple[Json, Json], ...]]] = {
+    "SubmitRequest": (_START, ({"expires_at": _TEXT}, {"expires_in_seconds": _NUMBER})),
+    "ChangeBody": (_START,),
     "CreateKeyRequest": (
-        {"task_type_prefix": {"type": "string"}},
-        {"permissions": {"type": "array", "contains": {"const": Permission.ADMIN.value}}},
+        (
+            {"task_type_prefix": _TEXT},
+            {"permissions": {"type": "array", "contains": {"const": Permission.ADMIN.value}}},
+        ),
     ),
 }
 """What excludes each other in a request."""
@@ -162,7 +174,7 @@ def _operation(operation: Operation, schemas: Json) -> Json:
         "summary": operation.summary,
         "parameters": [_parameter(name, "path", schemas, operation) for name in path_fields],
     }
-    if operation.http.method != "POST" or not operation.http.has_body:
+    if operation.http.method not in ("POST", "PATCH") or not operation.http.has_body:
         names = QueryReader(operation.request, path_fields).names
         entry["parameters"] += [_parameter(name, "query", schemas, operation) for name in names]
     elif operation.name in EXAMPLES:
@@ -188,6 +200,9 @@ def _parameter(name: str, place: str, schemas: Json, operation: Operation) -> Js
     else:
         schema = _without_null(schemas[operation.request.__name__]["properties"][name])
         text = schema.pop("description", "")
+        if place == "query" and schema.get("type") == "object":
+            schema = {"type": "array", "items": {"type": "string", "pattern": "^[^=]+="}}
+            text += "; each as name=value"
     entry: Json = {"name": name, "in": place, "required": place == "path", "schema": schema}
     if text:
         entry["description"] = text
@@ -213,7 +228,7 @@ def _errors(operation: Operation) -> Json:
     if operation.is_counted:
         raised = (*raised, RateLimitExceeded)
     responses = _told(raised)
-    if operation.replies is m.HealthReply:
+    if operation.replies is figures.HealthReply:
         responses["503"] = {**_success(operation), "description": "The broker is degraded"}
     return responses
 
@@ -273,9 +288,12 @@ def _schemas(operations: Iterable[Operation]) -> Json:
 
 def _say_what_structs_cannot(schemas: Json) -> None:
     """Write out what the types of a struct do not tell, or msgspec has no schema for."""
-    for name, (one, other) in _NOT_TOGETHER.items():
+    for name, pairs in _NOT_TOGETHER.items():
         if name in schemas:
-            schemas[name]["not"] = {"properties": {**one, **other}, "required": [*one, *other]}
+            schemas[name]["allOf"] = [
+                {"not": {"properties": {**one, **other}, "required": [*one, *other]}}
+                for one, other in pairs
+            ]
     batch = schemas.get(m.SubmitBatchRequest.__name__)
     if batch is None:
         return

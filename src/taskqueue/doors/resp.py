@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import structlog
 
 from taskqueue.broker.broker import Broker
+from taskqueue.broker.workers import Carried
 from taskqueue.core.errors import (
     AuthenticationFailed,
     BrokerUnavailable,
@@ -26,7 +27,7 @@ from taskqueue.doors import bounds
 from taskqueue.doors.answers import Pending, held_up, reply_of
 from taskqueue.doors.backlog import Backlog
 from taskqueue.doors.gate import Gate
-from taskqueue.doors.grammar import GRAMMARS
+from taskqueue.doors.grammar import GRAMMARS, SIGNS_OF_LIFE
 from taskqueue.doors.handshake import HANDSHAKES, WITHOUT_KEY, Session, shows_key
 from taskqueue.wire import resp
 
@@ -52,8 +53,8 @@ class Connection(asyncio.Protocol):
         self._backlog = Backlog()
         self._held = 0
         self._reads = 0
-        self._unread = 0
-        self._results = 0
+        self._unread = self._results = 0
+        self._carried = Carried(door.broker.workers)
         self._refusals = 0
         self._unbind: Callable[[], object] = int
         self._last_words = b""
@@ -78,6 +79,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  asyncio names it
         self._door.dismiss(self)
         self._unbind()
+        self._carried.close()
         self._reader = resp.RequestReader()  # half a command would wait for the garbage collector
         self._stop_timer()
         self._inbox.clear()
@@ -241,6 +243,8 @@ class Connection(asyncio.Protocol):
         self._door.commands += 1
         operation = grammar.operation
         outcome = operation.start(self._door.broker, request, self._session.caller)
+        if name in SIGNS_OF_LIFE:
+            self._carried.add(request.worker_id)
         reply = reply_of(operation)
         answer = Pending(outcome, reply, blocks=blocks, resp3=self._session.resp3)
         if answer.is_read:

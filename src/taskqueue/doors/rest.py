@@ -19,7 +19,8 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from taskqueue.broker.broker import Broker
-from taskqueue.broker.operations import OPERATIONS, Operation
+from taskqueue.broker.operation import Operation
+from taskqueue.broker.operations import OPERATIONS
 from taskqueue.core.errors import (
     AuthenticationFailed,
     DataDamaged,
@@ -198,7 +199,7 @@ def with_cors(app: ASGIApp, origins: str) -> ASGIApp:
     return CORSMiddleware(
         app,
         allow_origins=[origin.strip() for origin in origins.split(",")],
-        allow_methods=["GET", "POST", "DELETE"],
+        allow_methods=["GET", "POST", "PATCH", "DELETE"],
         allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "X-Request-Id"],
         expose_headers=[
             "Retry-After",

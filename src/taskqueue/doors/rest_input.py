@@ -32,13 +32,13 @@ LARGEST_BODY: Final = 14 * 1024 * 1024
 LARGEST_ROOM: Final = 256 * 1024 * 1024
 """Bytes of unfinished bodies in memory at any time, over all connections."""
 
-MOST_QUOTES: Final = 1_000
+MOST_QUOTES: Final = 10_000
 """More quotation marks than that in one decoded task can only come from repeated fields."""
 
-MOST_COMMAS: Final = 300 * m.LARGEST_BATCH
-"""More commas than that cannot be in a batch of the allowed length."""
+MOST_COMMAS: Final = 60 * m.LARGEST_BATCH
+"""More commas than that are not read: a batch of the allowed length has a few for each task."""
 
-MOST_PARAMETERS: Final = 20
+MOST_PARAMETERS: Final = 100
 WAIT_PARAMETER: Final = "wait"
 LONGEST_WAIT: Final = m.LONGEST_WAIT_MS // 1000
 
@@ -191,6 +191,8 @@ class QueryReader:
         self._request = request
         self._integers = _fields_of_kind(request, inspect.IntType)
         self._booleans = _fields_of_kind(request, inspect.BoolType)
+        self._maps = _fields_of_kind(request, inspect.DictType)
+        self._repeated = self._maps | _fields_of_kind(request, inspect.ListType)
         fields = set(request.__struct_fields__) - path_fields
         self.has_wait = "wait_ms" in fields
         if self.has_wait:
@@ -201,12 +203,17 @@ class QueryReader:
         """The request. Raises InvalidRequest."""
         if not query:
             return self._request(**path)
-        sent = read_query(query)
-        for name in sent:
+        pairs = _query_pairs(query)
+        for name, _ in pairs:
             if name not in self.names:
                 raise faults.unknown_field(name, self.names)
+        sent = _single([pair for pair in pairs if pair[0] not in self._repeated])
         values: dict[str, Any] = {**sent, **path}
         self._read_words(values)
+        for name in self._repeated:
+            texts = [text for key, text in pairs if key == name]
+            if texts:
+                values[name] = _named(name, texts) if name in self._maps else texts
         if self.has_wait:
             values["wait_ms"] = _wait_ms(values.pop(WAIT_PARAMETER, "0"))
         try:
@@ -230,8 +237,12 @@ def path_fields_of(path: str) -> frozenset[str]:
 
 def read_query(query: bytes) -> dict[str, str]:
     """The parameters of a query. Raises InvalidRequest for repeated and malformed ones."""
+    return _single(_query_pairs(query))
+
+
+def _query_pairs(query: bytes) -> list[tuple[str, str]]:
     try:
-        pairs = parse_qsl(
+        return parse_qsl(
             query.decode("ascii"),
             keep_blank_values=True,
             strict_parsing=True,
@@ -242,9 +253,26 @@ def read_query(query: bytes) -> dict[str, str]:
         raise InvalidRequest(
             "the query is malformed; write it as name=value&name=value in percent-encoded UTF-8"
         ) from None
+
+
+def _single(pairs: list[tuple[str, str]]) -> dict[str, str]:
     found = _object(pairs)
     if isinstance(found, Repeated):
         raise faults.repeated_field(found.name)
+    return found
+
+
+def _named(name: str, texts: list[str]) -> dict[str, str]:
+    """The map that texts such as name=value make."""
+    pairs = [text.partition("=") for text in texts]
+    for text, (_, sign, _value) in zip(texts, pairs, strict=True):
+        if not sign:
+            raise InvalidRequest(f"{name} must be name=value, got {faults.shown(text)}", field=name)
+    found = _object([(key, value) for key, _, value in pairs])
+    if isinstance(found, Repeated):
+        raise InvalidRequest(
+            f"{name} is given twice for {faults.shown(found.name)}; give it once", field=name
+        )
     return found
 
 

@@ -8,7 +8,7 @@ from typing import Final
 
 from taskqueue.broker.access import Access, Caller
 from taskqueue.broker.limits import Allowance
-from taskqueue.broker.operations import Deprecation
+from taskqueue.broker.operation import Deprecation
 from taskqueue.core.errors import RateLimitExceeded
 from taskqueue.core.ids import new_task_id
 

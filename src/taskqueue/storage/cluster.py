@@ -1,6 +1,6 @@
 """What a broker can know of the others on the same engine, and how it hears from them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from msgspec import Struct
@@ -53,11 +53,28 @@ class ClusterView(Struct, frozen=True, kw_only=True):
 class News(Struct, frozen=True):
     """What another broker has committed: tasks now claimable by type, when the next one is due.
 
-    With `ready` None anything may have changed.
+    With `ready` None anything may have changed. `stopped` are claims that are over though their
+    worker did not end them: worker, task, token.
     """
 
     ready: Mapping[str, int] | None = None
     next_due: int | None = None
+    stopped: Sequence[tuple[str, str, int]] = ()
+
+
+class Sighting(Struct, frozen=True, kw_only=True):
+    """What brokers know of a worker: it was heard of `age` microseconds ago.
+
+    If it `is_gone`, it has closed its connections, and `age` is set back accordingly. `about` is
+    what it told of itself, as JSON, if that is new. It was last given an `order` at `ordered_at`,
+    on the wall clock.
+    """
+
+    age: int
+    is_gone: bool = False
+    about: str = ""
+    order: str | None = None
+    ordered_at: int = 0
 
 
 class Presence(Struct, frozen=True, kw_only=True):
@@ -95,10 +112,9 @@ class Cluster(Protocol):
         """Let the others know, soon, what a transaction has left to be done."""
         ...
 
-    async def exchange(self, heard: Mapping[str, int]) -> dict[str, int]:
-        """Tell which workers this broker has heard of since the last time, and how many
-        microseconds ago; learn the same of those that others have heard of. Raises
-        BrokerUnavailable."""
+    async def exchange(self, heard: Mapping[str, Sighting]) -> dict[str, Sighting]:
+        """Tell what this broker has learnt of workers since the last time; learn what all
+        brokers know together. Raises BrokerUnavailable."""
         ...
 
     async def clock_offset(self, wall: Callable[[], int]) -> int:
@@ -136,7 +152,7 @@ class Alone(Cluster):
     def tell(self, applied: Applied) -> None:
         pass
 
-    async def exchange(self, heard: Mapping[str, int]) -> dict[str, int]:  # noqa: ARG002
+    async def exchange(self, heard: Mapping[str, Sighting]) -> dict[str, Sighting]:  # noqa: ARG002
         return {}
 
     async def clock_offset(self, wall: Callable[[], int]) -> int:  # noqa: ARG002

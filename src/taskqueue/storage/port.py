@@ -12,18 +12,28 @@ from msgspec import Struct
 from taskqueue.core.audit import AuditEntry
 from taskqueue.core.batch import Applied, Batch, CounterKey, Minute
 from taskqueue.core.keys import Key
-from taskqueue.core.task import Status, Task, TaskDetail
+from taskqueue.core.task import LogLine, Status, Task, TaskDetail
 from taskqueue.storage.cluster import Cluster
 
 
 class TaskQuery(Struct, frozen=True):
-    """Which tasks to list: newest first, those before `before_seq` where it is given."""
+    """Which tasks to list: newest first, those before `before_seq` where it is given.
+
+    They have all of the `tags` and all of the `metadata`.
+    """
 
     status: Status | None = None
     task_type: str | None = None
     limit: int = 100
     offset: int = 0
     before_seq: int | None = None
+    tags: tuple[str, ...] = ()
+    metadata: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether it asks for tags or metadata."""
+        return bool(self.tags or self.metadata)
 
 
 class Count(Struct, frozen=True):
@@ -88,6 +98,10 @@ class Storage(Protocol):
         """How many tasks there are, from the counters: the cost does not grow with them."""
         ...
 
+    async def number(self, query: TaskQuery) -> int:
+        """How many tasks a query with tags or metadata matches, whatever its page: counted."""
+        ...
+
     async def totals(self, since: int) -> Totals:
         """The counters over all types, with the minutes that began at `since` or later."""
         ...
@@ -106,6 +120,14 @@ class Storage(Protocol):
 
     async def overdue(self, steady: int, limit: int) -> list[Task]:
         """Running tasks whose deadline is at or before `steady`."""
+        ...
+
+    async def expired(self, wall: int, limit: int) -> list[Task]:
+        """Tasks that wait though their expiry is at or before `wall`."""
+        ...
+
+    async def logs(self, task_id: str) -> list[LogLine] | None:
+        """The log of a task, oldest line first; None if there is no such task."""
         ...
 
     async def held(self, worker_ids: Sequence[str]) -> list[Task]:

@@ -5,32 +5,37 @@ the documented defaults. Replies are built from core records by the functions at
 """
 
 from datetime import datetime
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final
 
 from msgspec import Meta, Struct
 
 from taskqueue.core.clock import SECOND, moment
 from taskqueue.core.errors import TaskQueueError
-from taskqueue.core.task import ClaimedTask, Failure, Status, Task, TaskDetail, Tier
+from taskqueue.core.repeats import While
+from taskqueue.core.task import NO_OPTIONS, ClaimedTask, Failure, Status, Task, TaskDetail
 
 LARGEST_PAYLOAD: Final = 10 * 1024 * 1024
 LONGEST_TIMEOUT: Final = 365 * 24 * 3600
 LONGEST_DELAY: Final = 10 * 365 * 24 * 3600
-LARGEST_BATCH: Final = 1_000
+LARGEST_BATCH: Final = 10_000
 LARGEST_PAGE: Final = 1_000
 LARGEST_CLAIM: Final = 500
 MOST_CLAIM_TYPES: Final = 100
-MOST_HELD: Final = 500
 LARGEST_OFFSET: Final = 2**53 - 1
 LONGEST_WAIT_MS: Final = 3_600_000
 LARGEST_TOKEN: Final = 2**63 - 1
 LONGEST_ERROR: Final = 1024 * 1024
+MOST_TAGS: Final = 20
+MOST_METADATA: Final = 50
+LONGEST_METADATA: Final = 4 * 1024
+LONGEST_PERIOD: Final = 365 * 24 * 3600
 
 # White space, control characters, invisible and direction-changing ones, lone surrogates.
 _UNPRINTABLE: Final = (
     r"\s\u0000-\u0020\u007f-\u00a0\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202f"
     r"\u205f-\u206f\ud800-\udfff\ufeff\ufff0-\ufffb"
 )
+TEXT_PATTERN: Final = r"^[^\u0000\ud800-\udfff]*(?![\s\S])"
 NAME_PATTERN: Final = rf"^[^{_UNPRINTABLE}]+(?![\s\S])"
 
 Name = Annotated[
@@ -47,6 +52,16 @@ TaskId = Annotated[str, Meta(description="UUID, lower-case with hyphens")]
 ErrorText = Annotated[str, Meta(max_length=LONGEST_ERROR)]
 Delay = Annotated[float, Meta(ge=0, le=LONGEST_DELAY)]
 Cursor = Annotated[str, Meta(max_length=64)]
+Priority = Annotated[int, Meta(ge=0, le=255, description="255 is claimed first")]
+StartAt = Annotated[
+    datetime | None,
+    Meta(description="Not before this moment; without an offset it is UTC, in the past: now"),
+]
+Tags = Annotated[list[Name], Meta(max_length=MOST_TAGS)]
+Metadata = Annotated[
+    dict[Name, Annotated[str, Meta(max_length=LONGEST_METADATA, pattern=TEXT_PATTERN)]],
+    Meta(max_length=MOST_METADATA),
+]
 
 
 class SubmitRequest(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -56,11 +71,8 @@ class SubmitRequest(Struct, forbid_unknown_fields=True, kw_only=True):
     payload: Annotated[
         bytes, Meta(max_length=LARGEST_PAYLOAD, description="Bytes for the handler, at most 10 MiB")
     ]
-    priority: Annotated[int, Meta(ge=0, le=255, description="255 is claimed first")] = 100
-    schedule_at: Annotated[
-        datetime | None,
-        Meta(description="Not before this moment; without an offset it is UTC, in the past: now"),
-    ] = None
+    priority: Priority = 100
+    schedule_at: StartAt = None
     timeout_seconds: Annotated[
         int, Meta(ge=1, le=LONGEST_TIMEOUT, description="How long one attempt may take")
     ] = 300
@@ -77,6 +89,44 @@ class SubmitRequest(Struct, forbid_unknown_fields=True, kw_only=True):
     idempotency_key: Annotated[
         Name | None,
         Meta(description="Any name of your own: for a day, a repeat gets the first answer again"),
+    ] = None
+    tags: Annotated[Tags, Meta(description="Names that lists can ask for, at most 20")] = []
+    metadata: Annotated[
+        Metadata, Meta(description="Texts that go with the task, and that lists can ask for")
+    ] = {}
+    expires_at: Annotated[
+        datetime | None, Meta(description="Cancelled if no attempt has begun by this moment")
+    ] = None
+    expires_in_seconds: Annotated[
+        Delay | None, Meta(description="Instead of expires_at: seconds from now")
+    ] = None
+    unique_key: Annotated[
+        Name | None,
+        Meta(description="Of tasks of this type and key there is one; it stands for this one"),
+    ] = None
+    unique_while: Annotated[
+        While, Meta(description="While that one is pending, or not yet over, or for a period")
+    ] = While.RUNNING
+    unique_seconds: Annotated[float, Meta(ge=0.001, le=LONGEST_PERIOD)] | None = None
+    replace: Annotated[
+        bool, Meta(description="Cancel the task of this unique_key that waits, and take its place")
+    ] = False
+    retry_delay_seconds: Annotated[
+        Delay | None, Meta(description="Before the first retry; 5 unless given")
+    ] = None
+    retry_factor: Annotated[
+        Annotated[float, Meta(ge=1, le=10)] | None,
+        Meta(description="Each delay is so many times the last; 2 unless given"),
+    ] = None
+    retry_longest_seconds: Annotated[
+        Delay | None, Meta(description="The longest delay; 3600 unless given")
+    ] = None
+    retry_jitter: Annotated[
+        Annotated[float, Meta(ge=0, le=1)] | None,
+        Meta(description="Part of a delay by which it varies; 0.1 unless given"),
+    ] = None
+    retention_seconds: Annotated[
+        Delay | None, Meta(description="How long it is kept after its end, if not so long as usual")
     ] = None
 
 
@@ -99,6 +149,17 @@ class CancelRequest(Struct, forbid_unknown_fields=True, kw_only=True):
     running: bool = False
 
 
+class ChangeRequest(Struct, forbid_unknown_fields=True, kw_only=True):
+    """What is to be another for a task that waits."""
+
+    task_id: TaskId
+    priority: Priority | None = None
+    schedule_at: StartAt = None
+    delay_seconds: Annotated[
+        Delay | None, Meta(description="Instead of schedule_at: seconds from now")
+    ] = None
+
+
 class WaitRequest(Struct, forbid_unknown_fields=True, kw_only=True):
     """Names one task and how long to wait for its end."""
 
@@ -114,6 +175,8 @@ class ListRequest(Struct, forbid_unknown_fields=True, kw_only=True):
     limit: Annotated[int, Meta(ge=1, le=LARGEST_PAGE)] = 100
     offset: Annotated[int, Meta(ge=0, le=LARGEST_OFFSET)] = 0
     cursor: Annotated[Cursor | None, Meta(description="next_cursor of the page before")] = None
+    tags: Annotated[Tags, Meta(description="All of which the tasks have")] = []
+    metadata: Annotated[Metadata, Meta(description="All of which the tasks have")] = {}
 
 
 class NoRequest(Struct, forbid_unknown_fields=True):
@@ -172,26 +235,6 @@ class ReleaseRequest(Struct, forbid_unknown_fields=True, kw_only=True):
     delay_seconds: Delay = 0.0
 
 
-class HeldClaim(Struct, forbid_unknown_fields=True, array_like=True):
-    """One claim that a worker believes it holds."""
-
-    task_id: TaskId
-    token: Token
-
-
-class BeatRequest(Struct, forbid_unknown_fields=True, kw_only=True):
-    """A worker is alive and names what it holds."""
-
-    worker_id: Name
-    held: Annotated[list[HeldClaim], Meta(max_length=MOST_HELD)] = []
-
-
-class LeaveRequest(Struct, forbid_unknown_fields=True, kw_only=True):
-    """A worker says goodbye; what it still holds goes back without costing a retry."""
-
-    worker_id: Name
-
-
 class SubmitReply(Struct, kw_only=True):
     """The task was accepted and is durable."""
 
@@ -243,6 +286,9 @@ class TaskReply(Struct, kw_only=True):
     progress: float | None
     progress_note: str
     failures: list[FailureReply]
+    tags: list[str] = []
+    metadata: dict[str, str] = {}
+    expires_at: datetime | None = None
 
 
 class TaskSummary(Struct, kw_only=True):
@@ -266,28 +312,6 @@ class ListReply(Struct, kw_only=True):
     next_cursor: str | None
 
 
-class StatsReply(Struct, kw_only=True):
-    """The queue in figures."""
-
-    pending_count: int
-    in_progress_count: int
-    completed_last_hour: int
-    failed_last_hour: int
-    worker_count: int
-    avg_processing_time_ms: float
-    queue_depth_by_priority: dict[Tier, int]
-
-
-class HealthReply(Struct, kw_only=True):
-    """Whether the broker can do its work."""
-
-    status: Literal["healthy", "degraded"]
-    is_leader: bool
-    connected_workers: int
-    pending_tasks: int
-    cluster_healthy: bool
-
-
 class ClaimedReply(Struct, kw_only=True):
     """A task for a worker. Every later word about it carries `token`."""
 
@@ -299,6 +323,8 @@ class ClaimedReply(Struct, kw_only=True):
     timeout_seconds: int
     priority: int
     created_at: datetime
+    metadata: dict[str, str] = {}
+    checkpoint: bytes | None = None
 
 
 class ClaimReply(Struct, kw_only=True):
@@ -316,24 +342,6 @@ class MovedReply(Struct, kw_only=True):
     run_at: datetime
 
 
-class BeatReply(Struct, kw_only=True):
-    """What the worker names but no longer holds, and the lease it now has.
-
-    `shared` says whether other brokers work on the same tasks: then they go to others after the
-    lease even if this broker is gone.
-    """
-
-    lost: list[str]
-    lease_seconds: float
-    shared: bool = False
-
-
-class LeaveReply(Struct, kw_only=True):
-    """How many tasks went back to the queue."""
-
-    released: int
-
-
 def submit_reply(task: Task) -> SubmitReply:
     """The answer to a submit; a repeat gets the first answer again, so it always says pending."""
     return SubmitReply(task_id=task.id, status=Status.PENDING, created_at=moment(task.created_at))
@@ -343,6 +351,7 @@ def task_reply(detail: TaskDetail) -> TaskReply:
     """All that is told of one task."""
     task = detail.task
     failed = detail.failures and task.status is not Status.COMPLETED
+    options = task.options or NO_OPTIONS
     return TaskReply(
         task_id=task.id,
         status=task.status,
@@ -360,6 +369,9 @@ def task_reply(detail: TaskDetail) -> TaskReply:
         progress=task.progress,
         progress_note=task.progress_note,
         failures=[failure_reply(failure) for failure in detail.failures],
+        tags=list(options.tags),
+        metadata=options.metadata,
+        expires_at=None if task.expires_at is None else moment(task.expires_at),
     )
 
 
@@ -398,6 +410,8 @@ def claimed_reply(claimed: ClaimedTask) -> ClaimedReply:
         timeout_seconds=task.timeout // SECOND,
         priority=task.priority,
         created_at=moment(task.created_at),
+        metadata={} if task.options is None else task.options.metadata,
+        checkpoint=claimed.checkpoint,
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from taskqueue.core.task import Status
-from taskqueue.storage import transaction
+from taskqueue.storage import claiming
 from taskqueue.wire import messages as m
 from tests.support.broker import a_broker, claimed, submitted, until_parked
 from tests.support.gate import SlowStorage
@@ -83,7 +83,7 @@ async def test_a_waiting_claim_is_woken_by_release_retry_and_failure_without_del
 async def test_claims_denied_for_the_size_of_a_transaction_are_served_by_the_next_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transaction, "MOST_CLAIMED", 2)
+    monkeypatch.setattr(claiming, "MOST_CLAIMED", 2)
     async with a_broker(tmp_path) as broker:
         tasks = [await submitted(broker) for _ in range(9)]
         waiting = [claimed(broker, wait_ms=60_000) for _ in range(9)]

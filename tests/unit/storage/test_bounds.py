@@ -10,7 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from taskqueue.core.commands import Claim, Complete
-from taskqueue.storage import transaction
+from taskqueue.storage import claiming
 from taskqueue.storage.sqlite import writer
 from tests.support.sqlite import an_open_storage, apply, claimed, clock, submitted
 from tests.support.tasks import a_submit
@@ -53,7 +53,7 @@ async def test_the_log_stays_bounded_under_steady_writing(
 async def test_a_batch_hands_out_a_bounded_number_of_tasks_and_names_what_it_withheld(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transaction, "MOST_CLAIMED", 10)
+    monkeypatch.setattr(claiming, "MOST_CLAIMED", 10)
     async with an_open_storage(tmp_path) as storage:
         await apply(storage, *(a_submit() for _ in range(30)))
         claims = [Claim(f"w{number}", ("work", "other"), 4) for number in range(5)]
@@ -68,8 +68,8 @@ async def test_a_batch_hands_out_a_bounded_number_of_tasks_and_names_what_it_wit
 async def test_a_batch_hands_out_a_bounded_number_of_bytes_and_names_what_it_withheld(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transaction, "LARGEST_CLAIM_BYTES", 1_000)
-    monkeypatch.setattr(transaction, "LARGEST_BATCH_BYTES", 2_500)
+    monkeypatch.setattr(claiming, "LARGEST_CLAIM_BYTES", 1_000)
+    monkeypatch.setattr(claiming, "LARGEST_BATCH_BYTES", 2_500)
     async with an_open_storage(tmp_path) as storage:
         payloads = {
             (await submitted(storage, a_submit(payload=bytes([number]) * 400))).id: (
@@ -87,7 +87,7 @@ async def test_a_batch_hands_out_a_bounded_number_of_bytes_and_names_what_it_wit
 async def test_one_task_larger_than_a_claim_may_be_is_handed_out_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transaction, "LARGEST_CLAIM_BYTES", 1_000)
+    monkeypatch.setattr(claiming, "LARGEST_CLAIM_BYTES", 1_000)
     async with an_open_storage(tmp_path) as storage:
         for _ in range(2):
             await submitted(storage, a_submit(payload=bytes(5_000)))

@@ -12,7 +12,7 @@ import structlog
 
 from taskqueue.broker.access import Caller
 from taskqueue.broker.broker import Broker
-from taskqueue.broker.operations import Operation
+from taskqueue.broker.operation import Operation
 from taskqueue.core.errors import (
     AuthenticationFailed,
     BrokerUnavailable,

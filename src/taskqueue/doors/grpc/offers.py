@@ -7,7 +7,8 @@ from google.protobuf.message import Message
 
 from taskqueue.broker.access import Caller
 from taskqueue.broker.broker import Broker
-from taskqueue.broker.operations import BY_NAME, Operation
+from taskqueue.broker.operation import Operation
+from taskqueue.broker.operations import BY_NAME
 from taskqueue.core.errors import TaskQueueError
 from taskqueue.core.task import ClaimedTask, TaskDetail
 from taskqueue.doors import faults
@@ -144,6 +145,11 @@ TASK_QUEUE: Final = (
         "SubmitTasks", BY_NAME["submit_batch"], pb.SubmitTasksRequest, pb.SubmitTasksResponse
     ),
     Offer("RetryTask", BY_NAME["retry"], pb.RetryTaskRequest, pb.RetryTaskResponse),
+    Offer("ChangeTask", BY_NAME["change"], pb.ChangeTaskRequest, pb.ChangeTaskResponse),
+    Offer("PurgeTask", BY_NAME["purge"], pb.PurgeTaskRequest, pb.PurgeTaskResponse),
+    Offer("GetTaskLogs", BY_NAME["logs"], pb.GetTaskLogsRequest, pb.GetTaskLogsResponse),
+    Offer("ListWorkers", BY_NAME["workers"], pb.ListWorkersRequest, pb.ListWorkersResponse),
+    Offer("OrderWorker", BY_NAME["order"], pb.OrderWorkerRequest, pb.OrderWorkerResponse),
     Offer("GetCluster", BY_NAME["cluster"], pb.GetClusterRequest, pb.GetClusterResponse),
 )
 """The calls of the service TaskQueue, without its stream."""
@@ -153,8 +159,16 @@ WORK: Final = (
     Offer("Complete", BY_NAME["complete"], pb.CompleteRequest, pb.CompleteResponse),
     Offer("Fail", BY_NAME["fail"], pb.FailRequest, pb.FailResponse),
     Offer("Progress", BY_NAME["progress"], pb.ProgressRequest, pb.ProgressResponse),
+    Offer("Log", BY_NAME["log"], pb.LogRequest, pb.LogResponse),
+    Offer("Checkpoint", BY_NAME["checkpoint"], pb.CheckpointRequest, pb.CheckpointResponse),
+    Offer("Extend", BY_NAME["extend"], pb.ExtendRequest, pb.ExtendResponse),
     Offer("Release", BY_NAME["release"], pb.ReleaseRequest, pb.ReleaseResponse),
     Offer("Beat", BY_NAME["beat"], pb.BeatRequest, pb.BeatResponse),
+    Offer("Tell", BY_NAME["about"], pb.TellRequest, pb.TellResponse),
+    Offer("Notice", BY_NAME["notice"], pb.NoticeRequest, pb.NoticeResponse),
     Offer("Leave", BY_NAME["leave"], pb.LeaveRequest, pb.LeaveResponse),
 )
 """The calls of the service Work, without its session."""
+
+SIGNS_OF_LIFE: Final = frozenset({"Claim", "Beat", "Tell", "Notice"})
+"""Those by which a worker says that it is there."""

@@ -7,10 +7,11 @@ from typing import Any, Final, NamedTuple
 from grpc.aio import EOF  # type: ignore[attr-defined]  # the stubs do not know it
 
 from taskqueue.broker.operations import BY_NAME
+from taskqueue.broker.workers import Carried
 from taskqueue.core.errors import BrokerUnavailable, InvalidRequest
 from taskqueue.doors.grpc import taskqueue_pb2 as pb
 from taskqueue.doors.grpc.exchange import Context, Exchange, House, drop, told, while_let_in
-from taskqueue.doors.grpc.offers import WORK, Offer
+from taskqueue.doors.grpc.offers import SIGNS_OF_LIFE, WORK, Offer
 from taskqueue.doors.grpc.translation import parse
 
 MOST_UNDER_WAY: Final = 1_000
@@ -81,6 +82,7 @@ class Session:
         self._has_ended = False
         self._has_news = asyncio.Event()
         self._has_room = asyncio.Event()
+        self._carried = Carried(house.broker.workers)
         self._is_over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def run(self) -> None:
@@ -110,6 +112,7 @@ class Session:
             if word.offer is not None:
                 drop(self._house.broker, word.offer.operation, work)
         self._words.clear()
+        self._carried.close()
 
     async def _read(self) -> None:
         while (data := await self._context.read()) is not EOF:
@@ -143,6 +146,8 @@ class Session:
                 field="wait_ms",
             )
         work = offer.start(self._house.broker, request, self._exchange.caller)
+        if offer.name in SIGNS_OF_LIFE:
+            self._carried.add(request.worker_id)
         self._add(work, Word(number, offer, waits))
 
     def _add(self, work: "asyncio.Future[Any]", word: Word) -> None:

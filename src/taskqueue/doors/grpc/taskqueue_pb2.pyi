@@ -38,6 +38,26 @@ class SubmitTaskRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class MetadataEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     TASK_TYPE_FIELD_NUMBER: _builtins.int
     PAYLOAD_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
@@ -47,6 +67,19 @@ class SubmitTaskRequest(_message.Message):
     DELAY_SECONDS_FIELD_NUMBER: _builtins.int
     TASK_ID_FIELD_NUMBER: _builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    EXPIRES_IN_SECONDS_FIELD_NUMBER: _builtins.int
+    UNIQUE_KEY_FIELD_NUMBER: _builtins.int
+    UNIQUE_WHILE_FIELD_NUMBER: _builtins.int
+    UNIQUE_SECONDS_FIELD_NUMBER: _builtins.int
+    REPLACE_FIELD_NUMBER: _builtins.int
+    RETRY_DELAY_SECONDS_FIELD_NUMBER: _builtins.int
+    RETRY_FACTOR_FIELD_NUMBER: _builtins.int
+    RETRY_LONGEST_SECONDS_FIELD_NUMBER: _builtins.int
+    RETRY_JITTER_FIELD_NUMBER: _builtins.int
+    RETENTION_SECONDS_FIELD_NUMBER: _builtins.int
     task_type: _builtins.str
     """Names the handler: 1 to 255 printable characters without spaces."""
     payload: _builtins.bytes
@@ -63,9 +96,41 @@ class SubmitTaskRequest(_message.Message):
     """A UUID of your own: makes a repeated submit harmless."""
     idempotency_key: _builtins.str
     """Any name of your own: for a day, a repeat gets the first answer again."""
+    expires_in_seconds: _builtins.float
+    """Instead of expires_at: seconds from now."""
+    unique_key: _builtins.str
+    """Of tasks of this type and key there is one; it stands for this one."""
+    unique_while: _builtins.str
+    """While that one is pending, while it is not over (running, by default), or for a period."""
+    unique_seconds: _builtins.float
+    """How long the period is."""
+    replace: _builtins.bool
+    """Cancel the task of this unique_key that waits, and take its place."""
+    retry_delay_seconds: _builtins.float
+    """How long before the first retry. 5 by default."""
+    retry_factor: _builtins.float
+    """Each delay is so many times the last, 1 to 10. 2 by default."""
+    retry_longest_seconds: _builtins.float
+    """The longest delay. 3600 by default."""
+    retry_jitter: _builtins.float
+    """Part of a delay by which it varies, 0 to 1. 0.1 by default."""
+    retention_seconds: _builtins.float
+    """How long it is kept after its end, if not so long as usual."""
     @_builtins.property
     def schedule_at(self) -> _timestamp_pb2.Timestamp:
         """Not before this moment; at once by default, and if it is in the past."""
+
+    @_builtins.property
+    def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names that lists can ask for, at most 20."""
+
+    @_builtins.property
+    def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Texts that go with the task, and that lists can ask for; at most 50."""
+
+    @_builtins.property
+    def expires_at(self) -> _timestamp_pb2.Timestamp:
+        """Cancelled if no attempt has begun by this moment."""
 
     def __init__(
         self,
@@ -79,25 +144,58 @@ class SubmitTaskRequest(_message.Message):
         delay_seconds: _builtins.float | None = ...,
         task_id: _builtins.str | None = ...,
         idempotency_key: _builtins.str | None = ...,
+        tags: _abc.Iterable[_builtins.str] | None = ...,
+        metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        expires_at: _timestamp_pb2.Timestamp | None = ...,
+        expires_in_seconds: _builtins.float | None = ...,
+        unique_key: _builtins.str | None = ...,
+        unique_while: _builtins.str | None = ...,
+        unique_seconds: _builtins.float | None = ...,
+        replace: _builtins.bool = ...,
+        retry_delay_seconds: _builtins.float | None = ...,
+        retry_factor: _builtins.float | None = ...,
+        retry_longest_seconds: _builtins.float | None = ...,
+        retry_jitter: _builtins.float | None = ...,
+        retention_seconds: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_delay_seconds", b"_delay_seconds", "_idempotency_key", b"_idempotency_key", "_max_retries", b"_max_retries", "_priority", b"_priority", "_task_id", b"_task_id", "_timeout_seconds", b"_timeout_seconds", "delay_seconds", b"delay_seconds", "idempotency_key", b"idempotency_key", "max_retries", b"max_retries", "priority", b"priority", "schedule_at", b"schedule_at", "task_id", b"task_id", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_delay_seconds", b"_delay_seconds", "_expires_in_seconds", b"_expires_in_seconds", "_idempotency_key", b"_idempotency_key", "_max_retries", b"_max_retries", "_priority", b"_priority", "_retention_seconds", b"_retention_seconds", "_retry_delay_seconds", b"_retry_delay_seconds", "_retry_factor", b"_retry_factor", "_retry_jitter", b"_retry_jitter", "_retry_longest_seconds", b"_retry_longest_seconds", "_task_id", b"_task_id", "_timeout_seconds", b"_timeout_seconds", "_unique_key", b"_unique_key", "_unique_seconds", b"_unique_seconds", "_unique_while", b"_unique_while", "delay_seconds", b"delay_seconds", "expires_at", b"expires_at", "expires_in_seconds", b"expires_in_seconds", "idempotency_key", b"idempotency_key", "max_retries", b"max_retries", "priority", b"priority", "retention_seconds", b"retention_seconds", "retry_delay_seconds", b"retry_delay_seconds", "retry_factor", b"retry_factor", "retry_jitter", b"retry_jitter", "retry_longest_seconds", b"retry_longest_seconds", "schedule_at", b"schedule_at", "task_id", b"task_id", "timeout_seconds", b"timeout_seconds", "unique_key", b"unique_key", "unique_seconds", b"unique_seconds", "unique_while", b"unique_while"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_delay_seconds", b"_delay_seconds", "_idempotency_key", b"_idempotency_key", "_max_retries", b"_max_retries", "_priority", b"_priority", "_task_id", b"_task_id", "_timeout_seconds", b"_timeout_seconds", "delay_seconds", b"delay_seconds", "idempotency_key", b"idempotency_key", "max_retries", b"max_retries", "payload", b"payload", "priority", b"priority", "schedule_at", b"schedule_at", "task_id", b"task_id", "task_type", b"task_type", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_delay_seconds", b"_delay_seconds", "_expires_in_seconds", b"_expires_in_seconds", "_idempotency_key", b"_idempotency_key", "_max_retries", b"_max_retries", "_priority", b"_priority", "_retention_seconds", b"_retention_seconds", "_retry_delay_seconds", b"_retry_delay_seconds", "_retry_factor", b"_retry_factor", "_retry_jitter", b"_retry_jitter", "_retry_longest_seconds", b"_retry_longest_seconds", "_task_id", b"_task_id", "_timeout_seconds", b"_timeout_seconds", "_unique_key", b"_unique_key", "_unique_seconds", b"_unique_seconds", "_unique_while", b"_unique_while", "delay_seconds", b"delay_seconds", "expires_at", b"expires_at", "expires_in_seconds", b"expires_in_seconds", "idempotency_key", b"idempotency_key", "max_retries", b"max_retries", "metadata", b"metadata", "payload", b"payload", "priority", b"priority", "replace", b"replace", "retention_seconds", b"retention_seconds", "retry_delay_seconds", b"retry_delay_seconds", "retry_factor", b"retry_factor", "retry_jitter", b"retry_jitter", "retry_longest_seconds", b"retry_longest_seconds", "schedule_at", b"schedule_at", "tags", b"tags", "task_id", b"task_id", "task_type", b"task_type", "timeout_seconds", b"timeout_seconds", "unique_key", b"unique_key", "unique_seconds", b"unique_seconds", "unique_while", b"unique_while"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__delay_seconds: _TypeAlias = _typing.Literal["delay_seconds"]  # noqa: Y015
     _WhichOneofArgType__delay_seconds: _TypeAlias = _typing.Literal["_delay_seconds", b"_delay_seconds"]  # noqa: Y015
+    _WhichOneofReturnType__expires_in_seconds: _TypeAlias = _typing.Literal["expires_in_seconds"]  # noqa: Y015
+    _WhichOneofArgType__expires_in_seconds: _TypeAlias = _typing.Literal["_expires_in_seconds", b"_expires_in_seconds"]  # noqa: Y015
     _WhichOneofReturnType__idempotency_key: _TypeAlias = _typing.Literal["idempotency_key"]  # noqa: Y015
     _WhichOneofArgType__idempotency_key: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key"]  # noqa: Y015
     _WhichOneofReturnType__max_retries: _TypeAlias = _typing.Literal["max_retries"]  # noqa: Y015
     _WhichOneofArgType__max_retries: _TypeAlias = _typing.Literal["_max_retries", b"_max_retries"]  # noqa: Y015
     _WhichOneofReturnType__priority: _TypeAlias = _typing.Literal["priority"]  # noqa: Y015
     _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015
+    _WhichOneofReturnType__retention_seconds: _TypeAlias = _typing.Literal["retention_seconds"]  # noqa: Y015
+    _WhichOneofArgType__retention_seconds: _TypeAlias = _typing.Literal["_retention_seconds", b"_retention_seconds"]  # noqa: Y015
+    _WhichOneofReturnType__retry_delay_seconds: _TypeAlias = _typing.Literal["retry_delay_seconds"]  # noqa: Y015
+    _WhichOneofArgType__retry_delay_seconds: _TypeAlias = _typing.Literal["_retry_delay_seconds", b"_retry_delay_seconds"]  # noqa: Y015
+    _WhichOneofReturnType__retry_factor: _TypeAlias = _typing.Literal["retry_factor"]  # noqa: Y015
+    _WhichOneofArgType__retry_factor: _TypeAlias = _typing.Literal["_retry_factor", b"_retry_factor"]  # noqa: Y015
+    _WhichOneofReturnType__retry_jitter: _TypeAlias = _typing.Literal["retry_jitter"]  # noqa: Y015
+    _WhichOneofArgType__retry_jitter: _TypeAlias = _typing.Literal["_retry_jitter", b"_retry_jitter"]  # noqa: Y015
+    _WhichOneofReturnType__retry_longest_seconds: _TypeAlias = _typing.Literal["retry_longest_seconds"]  # noqa: Y015
+    _WhichOneofArgType__retry_longest_seconds: _TypeAlias = _typing.Literal["_retry_longest_seconds", b"_retry_longest_seconds"]  # noqa: Y015
     _WhichOneofReturnType__task_id: _TypeAlias = _typing.Literal["task_id"]  # noqa: Y015
     _WhichOneofArgType__task_id: _TypeAlias = _typing.Literal["_task_id", b"_task_id"]  # noqa: Y015
     _WhichOneofReturnType__timeout_seconds: _TypeAlias = _typing.Literal["timeout_seconds"]  # noqa: Y015
     _WhichOneofArgType__timeout_seconds: _TypeAlias = _typing.Literal["_timeout_seconds", b"_timeout_seconds"]  # noqa: Y015
+    _WhichOneofReturnType__unique_key: _TypeAlias = _typing.Literal["unique_key"]  # noqa: Y015
+    _WhichOneofArgType__unique_key: _TypeAlias = _typing.Literal["_unique_key", b"_unique_key"]  # noqa: Y015
+    _WhichOneofReturnType__unique_seconds: _TypeAlias = _typing.Literal["unique_seconds"]  # noqa: Y015
+    _WhichOneofArgType__unique_seconds: _TypeAlias = _typing.Literal["_unique_seconds", b"_unique_seconds"]  # noqa: Y015
+    _WhichOneofReturnType__unique_while: _TypeAlias = _typing.Literal["unique_while"]  # noqa: Y015
+    _WhichOneofArgType__unique_while: _TypeAlias = _typing.Literal["_unique_while", b"_unique_while"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__delay_seconds) -> _WhichOneofReturnType__delay_seconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expires_in_seconds) -> _WhichOneofReturnType__expires_in_seconds | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__idempotency_key) -> _WhichOneofReturnType__idempotency_key | None: ...
     @_typing.overload
@@ -105,9 +203,25 @@ class SubmitTaskRequest(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__priority) -> _WhichOneofReturnType__priority | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__retention_seconds) -> _WhichOneofReturnType__retention_seconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__retry_delay_seconds) -> _WhichOneofReturnType__retry_delay_seconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__retry_factor) -> _WhichOneofReturnType__retry_factor | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__retry_jitter) -> _WhichOneofReturnType__retry_jitter | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__retry_longest_seconds) -> _WhichOneofReturnType__retry_longest_seconds | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__task_id) -> _WhichOneofReturnType__task_id | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__timeout_seconds) -> _WhichOneofReturnType__timeout_seconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__unique_key) -> _WhichOneofReturnType__unique_key | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__unique_seconds) -> _WhichOneofReturnType__unique_seconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__unique_while) -> _WhichOneofReturnType__unique_while | None: ...
 
 Global___SubmitTaskRequest: _TypeAlias = SubmitTaskRequest  # noqa: Y015
 
@@ -175,6 +289,26 @@ class GetTaskStatusResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class MetadataEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     TASK_ID_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
@@ -191,6 +325,9 @@ class GetTaskStatusResponse(_message.Message):
     PROGRESS_FIELD_NUMBER: _builtins.int
     PROGRESS_NOTE_FIELD_NUMBER: _builtins.int
     FAILURES_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     """The task."""
     status: _builtins.str
@@ -231,6 +368,18 @@ class GetTaskStatusResponse(_message.Message):
     def failures(self) -> _containers.RepeatedCompositeFieldContainer[Global___TaskFailure]:
         """Attempts that failed, oldest first; only the latest where not all fit in a message."""
 
+    @_builtins.property
+    def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names that it was submitted with."""
+
+    @_builtins.property
+    def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Texts that it was submitted with."""
+
+    @_builtins.property
+    def expires_at(self) -> _timestamp_pb2.Timestamp:
+        """When it is cancelled if it still waits, or deleted if it has ended; not set if never."""
+
     def __init__(
         self,
         *,
@@ -250,10 +399,13 @@ class GetTaskStatusResponse(_message.Message):
         progress: _builtins.float | None = ...,
         progress_note: _builtins.str = ...,
         failures: _abc.Iterable[Global___TaskFailure] | None = ...,
+        tags: _abc.Iterable[_builtins.str] | None = ...,
+        metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        expires_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_progress", b"_progress", "created_at", b"created_at", "progress", b"progress", "schedule_at", b"schedule_at", "updated_at", b"updated_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_progress", b"_progress", "created_at", b"created_at", "expires_at", b"expires_at", "progress", b"progress", "schedule_at", b"schedule_at", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_progress", b"_progress", "created_at", b"created_at", "error", b"error", "failures", b"failures", "max_retries", b"max_retries", "priority", b"priority", "progress", b"progress", "progress_note", b"progress_note", "result", b"result", "retry_count", b"retry_count", "schedule_at", b"schedule_at", "status", b"status", "task_id", b"task_id", "task_type", b"task_type", "timeout_seconds", b"timeout_seconds", "updated_at", b"updated_at", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_progress", b"_progress", "created_at", b"created_at", "error", b"error", "expires_at", b"expires_at", "failures", b"failures", "max_retries", b"max_retries", "metadata", b"metadata", "priority", b"priority", "progress", b"progress", "progress_note", b"progress_note", "result", b"result", "retry_count", b"retry_count", "schedule_at", b"schedule_at", "status", b"status", "tags", b"tags", "task_id", b"task_id", "task_type", b"task_type", "timeout_seconds", b"timeout_seconds", "updated_at", b"updated_at", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__progress: _TypeAlias = _typing.Literal["progress"]  # noqa: Y015
     _WhichOneofArgType__progress: _TypeAlias = _typing.Literal["_progress", b"_progress"]  # noqa: Y015
@@ -350,11 +502,33 @@ class ListTasksRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class MetadataEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     STATUS_FIELD_NUMBER: _builtins.int
     TASK_TYPE_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
     OFFSET_FIELD_NUMBER: _builtins.int
     CURSOR_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
     status: _builtins.str
     """Only tasks with this status."""
     task_type: _builtins.str
@@ -365,6 +539,14 @@ class ListTasksRequest(_message.Message):
     """How many to leave out first."""
     cursor: _builtins.str
     """Instead of offset: next_cursor of the page before."""
+    @_builtins.property
+    def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only tasks with all of these tags."""
+
+    @_builtins.property
+    def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Only tasks with all of this metadata."""
+
     def __init__(
         self,
         *,
@@ -373,10 +555,12 @@ class ListTasksRequest(_message.Message):
         limit: _builtins.int | None = ...,
         offset: _builtins.int = ...,
         cursor: _builtins.str | None = ...,
+        tags: _abc.Iterable[_builtins.str] | None = ...,
+        metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_cursor", b"_cursor", "_limit", b"_limit", "_status", b"_status", "_task_type", b"_task_type", "cursor", b"cursor", "limit", b"limit", "status", b"status", "task_type", b"task_type"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cursor", b"_cursor", "_limit", b"_limit", "_status", b"_status", "_task_type", b"_task_type", "cursor", b"cursor", "limit", b"limit", "offset", b"offset", "status", b"status", "task_type", b"task_type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cursor", b"_cursor", "_limit", b"_limit", "_status", b"_status", "_task_type", b"_task_type", "cursor", b"cursor", "limit", b"limit", "metadata", b"metadata", "offset", b"offset", "status", b"status", "tags", b"tags", "task_type", b"task_type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cursor: _TypeAlias = _typing.Literal["cursor"]  # noqa: Y015
     _WhichOneofArgType__cursor: _TypeAlias = _typing.Literal["_cursor", b"_cursor"]  # noqa: Y015
@@ -667,7 +851,7 @@ class SubmitTasksRequest(_message.Message):
     TASKS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def tasks(self) -> _containers.RepeatedCompositeFieldContainer[Global___SubmitTaskRequest]:
-        """From 1 to 1,000 of them."""
+        """From 1 to 10,000 of them."""
 
     def __init__(
         self,
@@ -821,6 +1005,368 @@ class RetryTaskResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RetryTaskResponse: _TypeAlias = RetryTaskResponse  # noqa: Y015
+
+@_typing.final
+class ChangeTaskRequest(_message.Message):
+    """What is to be another for a task that waits."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    SCHEDULE_AT_FIELD_NUMBER: _builtins.int
+    DELAY_SECONDS_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    """The task."""
+    priority: _builtins.int
+    """From 0 to 255; 255 is claimed first."""
+    delay_seconds: _builtins.float
+    """Instead of schedule_at: seconds from now."""
+    @_builtins.property
+    def schedule_at(self) -> _timestamp_pb2.Timestamp:
+        """Not before this moment."""
+
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+        priority: _builtins.int | None = ...,
+        schedule_at: _timestamp_pb2.Timestamp | None = ...,
+        delay_seconds: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_delay_seconds", b"_delay_seconds", "_priority", b"_priority", "delay_seconds", b"delay_seconds", "priority", b"priority", "schedule_at", b"schedule_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_delay_seconds", b"_delay_seconds", "_priority", b"_priority", "delay_seconds", b"delay_seconds", "priority", b"priority", "schedule_at", b"schedule_at", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__delay_seconds: _TypeAlias = _typing.Literal["delay_seconds"]  # noqa: Y015
+    _WhichOneofArgType__delay_seconds: _TypeAlias = _typing.Literal["_delay_seconds", b"_delay_seconds"]  # noqa: Y015
+    _WhichOneofReturnType__priority: _TypeAlias = _typing.Literal["priority"]  # noqa: Y015
+    _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__delay_seconds) -> _WhichOneofReturnType__delay_seconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__priority) -> _WhichOneofReturnType__priority | None: ...
+
+Global___ChangeTaskRequest: _TypeAlias = ChangeTaskRequest  # noqa: Y015
+
+@_typing.final
+class ChangeTaskResponse(_message.Message):
+    """How the task stands now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    RETRY_COUNT_FIELD_NUMBER: _builtins.int
+    RUN_AT_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    """The task."""
+    status: _builtins.str
+    """One of pending, in_progress, completed, failed, dead_letter, cancelled."""
+    retry_count: _builtins.int
+    """How many executions have failed."""
+    @_builtins.property
+    def run_at(self) -> _timestamp_pb2.Timestamp:
+        """When it may run next, or might have."""
+
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+        status: _builtins.str = ...,
+        retry_count: _builtins.int = ...,
+        run_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["run_at", b"run_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["retry_count", b"retry_count", "run_at", b"run_at", "status", b"status", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangeTaskResponse: _TypeAlias = ChangeTaskResponse  # noqa: Y015
+
+@_typing.final
+class PurgeTaskRequest(_message.Message):
+    """Names the task to delete."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    """The task."""
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PurgeTaskRequest: _TypeAlias = PurgeTaskRequest  # noqa: Y015
+
+@_typing.final
+class PurgeTaskResponse(_message.Message):
+    """The task is gone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PurgeTaskResponse: _TypeAlias = PurgeTaskResponse  # noqa: Y015
+
+@_typing.final
+class GetTaskLogsRequest(_message.Message):
+    """Names the task whose log is asked for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    """The task."""
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTaskLogsRequest: _TypeAlias = GetTaskLogsRequest  # noqa: Y015
+
+@_typing.final
+class GetTaskLogsResponse(_message.Message):
+    """The log of a task."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LINES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___LogLine]:
+        """Its lines, oldest first; at most 1,000."""
+
+    def __init__(
+        self,
+        *,
+        lines: _abc.Iterable[Global___LogLine] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lines", b"lines"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTaskLogsResponse: _TypeAlias = GetTaskLogsResponse  # noqa: Y015
+
+@_typing.final
+class LogLine(_message.Message):
+    """One line of a task's log."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    AT_FIELD_NUMBER: _builtins.int
+    LEVEL_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    attempt: _builtins.int
+    """The token of the attempt that wrote it."""
+    level: _builtins.str
+    """One of debug, info, warning, error."""
+    message: _builtins.str
+    """For people."""
+    @_builtins.property
+    def at(self) -> _timestamp_pb2.Timestamp:
+        """When."""
+
+    def __init__(
+        self,
+        *,
+        attempt: _builtins.int = ...,
+        at: _timestamp_pb2.Timestamp | None = ...,
+        level: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "attempt", b"attempt", "level", b"level", "message", b"message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LogLine: _TypeAlias = LogLine  # noqa: Y015
+
+@_typing.final
+class ListWorkersRequest(_message.Message):
+    """Asks for the workers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListWorkersRequest: _TypeAlias = ListWorkersRequest  # noqa: Y015
+
+@_typing.final
+class ListWorkersResponse(_message.Message):
+    """The workers that are alive."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerInfo]:
+        """By their ids."""
+
+    def __init__(
+        self,
+        *,
+        workers: _abc.Iterable[Global___WorkerInfo] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["workers", b"workers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListWorkersResponse: _TypeAlias = ListWorkersResponse  # noqa: Y015
+
+@_typing.final
+class WorkerInfo(_message.Message):
+    """A worker, as it told of itself."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKER_ID_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    LAST_SEEN_FIELD_NUMBER: _builtins.int
+    ORDER_FIELD_NUMBER: _builtins.int
+    HOST_FIELD_NUMBER: _builtins.int
+    PID_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    SLOTS_FIELD_NUMBER: _builtins.int
+    BUSY_FIELD_NUMBER: _builtins.int
+    CPU_PERCENT_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    TASK_TYPES_FIELD_NUMBER: _builtins.int
+    TASKS_FIELD_NUMBER: _builtins.int
+    worker_id: _builtins.str
+    """Names the worker."""
+    order: _builtins.str
+    """One of work, quiet, stop."""
+    host: _builtins.str
+    """The machine it runs on."""
+    pid: _builtins.int
+    """Its process there."""
+    version: _builtins.str
+    """Its release."""
+    slots: _builtins.int
+    """How many tasks it can run at a time."""
+    busy: _builtins.int
+    """How many of its slots are taken."""
+    cpu_percent: _builtins.float
+    """Of one core."""
+    memory_bytes: _builtins.int
+    """In RAM."""
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """When it was first heard of."""
+
+    @_builtins.property
+    def last_seen(self) -> _timestamp_pb2.Timestamp:
+        """When it was heard of last."""
+
+    @_builtins.property
+    def task_types(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The types it has handlers for."""
+
+    @_builtins.property
+    def tasks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What it runs."""
+
+    def __init__(
+        self,
+        *,
+        worker_id: _builtins.str = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        last_seen: _timestamp_pb2.Timestamp | None = ...,
+        order: _builtins.str = ...,
+        host: _builtins.str = ...,
+        pid: _builtins.int = ...,
+        version: _builtins.str = ...,
+        slots: _builtins.int = ...,
+        busy: _builtins.int = ...,
+        cpu_percent: _builtins.float = ...,
+        memory_bytes: _builtins.int = ...,
+        task_types: _abc.Iterable[_builtins.str] | None = ...,
+        tasks: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last_seen", b"last_seen", "since", b"since"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy", b"busy", "cpu_percent", b"cpu_percent", "host", b"host", "last_seen", b"last_seen", "memory_bytes", b"memory_bytes", "order", b"order", "pid", b"pid", "since", b"since", "slots", b"slots", "task_types", b"task_types", "tasks", b"tasks", "version", b"version", "worker_id", b"worker_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorkerInfo: _TypeAlias = WorkerInfo  # noqa: Y015
+
+@_typing.final
+class OrderWorkerRequest(_message.Message):
+    """Names the worker and what it is to do."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKER_ID_FIELD_NUMBER: _builtins.int
+    ORDER_FIELD_NUMBER: _builtins.int
+    worker_id: _builtins.str
+    """The worker."""
+    order: _builtins.str
+    """One of work, quiet (claim nothing new), stop (finish and leave)."""
+    def __init__(
+        self,
+        *,
+        worker_id: _builtins.str = ...,
+        order: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["order", b"order", "worker_id", b"worker_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OrderWorkerRequest: _TypeAlias = OrderWorkerRequest  # noqa: Y015
+
+@_typing.final
+class OrderWorkerResponse(_message.Message):
+    """The worker learns it with its next heartbeat, or at once."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OrderWorkerResponse: _TypeAlias = OrderWorkerResponse  # noqa: Y015
 
 @_typing.final
 class GetClusterRequest(_message.Message):
@@ -1107,6 +1653,26 @@ class ClaimedTask(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class MetadataEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     TASK_ID_FIELD_NUMBER: _builtins.int
     TOKEN_FIELD_NUMBER: _builtins.int
     TASK_TYPE_FIELD_NUMBER: _builtins.int
@@ -1115,6 +1681,8 @@ class ClaimedTask(_message.Message):
     TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     """The task."""
     token: _builtins.int
@@ -1129,9 +1697,15 @@ class ClaimedTask(_message.Message):
     """How long the attempt may take."""
     priority: _builtins.int
     """From 0 to 255."""
+    checkpoint: _builtins.bytes
+    """What an earlier attempt has kept for this one; not set if none has."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When it was submitted."""
+
+    @_builtins.property
+    def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Texts that it was submitted with."""
 
     def __init__(
         self,
@@ -1144,12 +1718,16 @@ class ClaimedTask(_message.Message):
         timeout_seconds: _builtins.int = ...,
         priority: _builtins.int = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
+        metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        checkpoint: _builtins.bytes | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_checkpoint", b"_checkpoint", "checkpoint", b"checkpoint", "created_at", b"created_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "created_at", b"created_at", "payload", b"payload", "priority", b"priority", "task_id", b"task_id", "task_type", b"task_type", "timeout_seconds", b"timeout_seconds", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checkpoint", b"_checkpoint", "attempt", b"attempt", "checkpoint", b"checkpoint", "created_at", b"created_at", "metadata", b"metadata", "payload", b"payload", "priority", b"priority", "task_id", b"task_id", "task_type", b"task_type", "timeout_seconds", b"timeout_seconds", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__checkpoint: _TypeAlias = _typing.Literal["checkpoint"]  # noqa: Y015
+    _WhichOneofArgType__checkpoint: _TypeAlias = _typing.Literal["_checkpoint", b"_checkpoint"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__checkpoint) -> _WhichOneofReturnType__checkpoint | None: ...
 
 Global___ClaimedTask: _TypeAlias = ClaimedTask  # noqa: Y015
 
@@ -1379,6 +1957,210 @@ class ProgressResponse(_message.Message):
 Global___ProgressResponse: _TypeAlias = ProgressResponse  # noqa: Y015
 
 @_typing.final
+class LogRequest(_message.Message):
+    """An attempt puts a line in the task's log."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    LEVEL_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    """The task."""
+    token: _builtins.int
+    """Came with the task."""
+    message: _builtins.str
+    """For people, at most 8 Ki characters."""
+    level: _builtins.str
+    """One of debug, info, warning, error. Info by default."""
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+        token: _builtins.int = ...,
+        message: _builtins.str = ...,
+        level: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_level", b"_level", "level", b"level"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_level", b"_level", "level", b"level", "message", b"message", "task_id", b"task_id", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__level: _TypeAlias = _typing.Literal["level"]  # noqa: Y015
+    _WhichOneofArgType__level: _TypeAlias = _typing.Literal["_level", b"_level"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__level) -> _WhichOneofReturnType__level | None: ...
+
+Global___LogRequest: _TypeAlias = LogRequest  # noqa: Y015
+
+@_typing.final
+class LogResponse(_message.Message):
+    """How the task stands now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    RETRY_COUNT_FIELD_NUMBER: _builtins.int
+    RUN_AT_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    """The task."""
+    status: _builtins.str
+    """One of pending, in_progress, completed, failed, dead_letter, cancelled."""
+    retry_count: _builtins.int
+    """How many executions have failed."""
+    @_builtins.property
+    def run_at(self) -> _timestamp_pb2.Timestamp:
+        """When it may run next, or might have."""
+
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+        status: _builtins.str = ...,
+        retry_count: _builtins.int = ...,
+        run_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["run_at", b"run_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["retry_count", b"retry_count", "run_at", b"run_at", "status", b"status", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LogResponse: _TypeAlias = LogResponse  # noqa: Y015
+
+@_typing.final
+class CheckpointRequest(_message.Message):
+    """An attempt keeps how far it has come, for the next one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    """The task."""
+    token: _builtins.int
+    """Came with the task."""
+    data: _builtins.bytes
+    """At most 64 KiB; instead of what was kept before."""
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+        token: _builtins.int = ...,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "task_id", b"task_id", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckpointRequest: _TypeAlias = CheckpointRequest  # noqa: Y015
+
+@_typing.final
+class CheckpointResponse(_message.Message):
+    """How the task stands now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    RETRY_COUNT_FIELD_NUMBER: _builtins.int
+    RUN_AT_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    """The task."""
+    status: _builtins.str
+    """One of pending, in_progress, completed, failed, dead_letter, cancelled."""
+    retry_count: _builtins.int
+    """How many executions have failed."""
+    @_builtins.property
+    def run_at(self) -> _timestamp_pb2.Timestamp:
+        """When it may run next, or might have."""
+
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+        status: _builtins.str = ...,
+        retry_count: _builtins.int = ...,
+        run_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["run_at", b"run_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["retry_count", b"retry_count", "run_at", b"run_at", "status", b"status", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckpointResponse: _TypeAlias = CheckpointResponse  # noqa: Y015
+
+@_typing.final
+class ExtendRequest(_message.Message):
+    """An attempt asks for more time."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    """The task."""
+    token: _builtins.int
+    """Came with the task."""
+    seconds: _builtins.int
+    """How long it may go on, from now."""
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+        token: _builtins.int = ...,
+        seconds: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["seconds", b"seconds", "task_id", b"task_id", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExtendRequest: _TypeAlias = ExtendRequest  # noqa: Y015
+
+@_typing.final
+class ExtendResponse(_message.Message):
+    """How the task stands now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    RETRY_COUNT_FIELD_NUMBER: _builtins.int
+    RUN_AT_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    """The task."""
+    status: _builtins.str
+    """One of pending, in_progress, completed, failed, dead_letter, cancelled."""
+    retry_count: _builtins.int
+    """How many executions have failed."""
+    @_builtins.property
+    def run_at(self) -> _timestamp_pb2.Timestamp:
+        """When it may run next, or might have."""
+
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+        status: _builtins.str = ...,
+        retry_count: _builtins.int = ...,
+        run_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["run_at", b"run_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["retry_count", b"retry_count", "run_at", b"run_at", "status", b"status", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExtendResponse: _TypeAlias = ExtendResponse  # noqa: Y015
+
+@_typing.final
 class ReleaseRequest(_message.Message):
     """A worker gives a task back unfinished."""
 
@@ -1507,12 +2289,15 @@ class BeatResponse(_message.Message):
     LOST_FIELD_NUMBER: _builtins.int
     LEASE_SECONDS_FIELD_NUMBER: _builtins.int
     SHARED_FIELD_NUMBER: _builtins.int
+    ORDER_FIELD_NUMBER: _builtins.int
     lease_seconds: _builtins.float
     """How long it may be silent before its tasks go to others."""
     shared: _builtins.bool
     """Whether other brokers work on the same tasks: then they go to others after the lease even if
     this broker is gone.
     """
+    order: _builtins.str
+    """One of work, quiet, stop; not set if nothing is ordered."""
     @_builtins.property
     def lost(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Tasks that it named but no longer holds."""
@@ -1523,14 +2308,182 @@ class BeatResponse(_message.Message):
         lost: _abc.Iterable[_builtins.str] | None = ...,
         lease_seconds: _builtins.float = ...,
         shared: _builtins.bool = ...,
+        order: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_order", b"_order", "order", b"order"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_seconds", b"lease_seconds", "lost", b"lost", "shared", b"shared"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_order", b"_order", "lease_seconds", b"lease_seconds", "lost", b"lost", "order", b"order", "shared", b"shared"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__order: _TypeAlias = _typing.Literal["order"]  # noqa: Y015
+    _WhichOneofArgType__order: _TypeAlias = _typing.Literal["_order", b"_order"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__order) -> _WhichOneofReturnType__order | None: ...
+
+Global___BeatResponse: _TypeAlias = BeatResponse  # noqa: Y015
+
+@_typing.final
+class TellRequest(_message.Message):
+    """A worker tells of itself."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKER_ID_FIELD_NUMBER: _builtins.int
+    ABOUT_FIELD_NUMBER: _builtins.int
+    worker_id: _builtins.str
+    """Names the worker."""
+    @_builtins.property
+    def about(self) -> Global___About:
+        """What it tells."""
+
+    def __init__(
+        self,
+        *,
+        worker_id: _builtins.str = ...,
+        about: Global___About | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["about", b"about"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["about", b"about", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___BeatResponse: _TypeAlias = BeatResponse  # noqa: Y015
+Global___TellRequest: _TypeAlias = TellRequest  # noqa: Y015
+
+@_typing.final
+class About(_message.Message):
+    """What a worker tells of itself."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    PID_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    SLOTS_FIELD_NUMBER: _builtins.int
+    BUSY_FIELD_NUMBER: _builtins.int
+    CPU_PERCENT_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    TASK_TYPES_FIELD_NUMBER: _builtins.int
+    TASKS_FIELD_NUMBER: _builtins.int
+    ORDER_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    """The machine it runs on."""
+    pid: _builtins.int
+    """Its process there."""
+    version: _builtins.str
+    """Its release."""
+    slots: _builtins.int
+    """How many tasks it can run at a time."""
+    busy: _builtins.int
+    """How many of its slots are taken."""
+    cpu_percent: _builtins.float
+    """Of one core."""
+    memory_bytes: _builtins.int
+    """In RAM."""
+    order: _builtins.str
+    """The order that it follows: one of work, quiet, stop. Work by default."""
+    @_builtins.property
+    def task_types(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The types it has handlers for."""
+
+    @_builtins.property
+    def tasks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What it runs."""
+
+    def __init__(
+        self,
+        *,
+        host: _builtins.str = ...,
+        pid: _builtins.int = ...,
+        version: _builtins.str = ...,
+        slots: _builtins.int = ...,
+        busy: _builtins.int = ...,
+        cpu_percent: _builtins.float = ...,
+        memory_bytes: _builtins.int = ...,
+        task_types: _abc.Iterable[_builtins.str] | None = ...,
+        tasks: _abc.Iterable[_builtins.str] | None = ...,
+        order: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_order", b"_order", "order", b"order"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_order", b"_order", "busy", b"busy", "cpu_percent", b"cpu_percent", "host", b"host", "memory_bytes", b"memory_bytes", "order", b"order", "pid", b"pid", "slots", b"slots", "task_types", b"task_types", "tasks", b"tasks", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__order: _TypeAlias = _typing.Literal["order"]  # noqa: Y015
+    _WhichOneofArgType__order: _TypeAlias = _typing.Literal["_order", b"_order"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__order) -> _WhichOneofReturnType__order | None: ...
+
+Global___About: _TypeAlias = About  # noqa: Y015
+
+@_typing.final
+class TellResponse(_message.Message):
+    """It is kept until the worker has gone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TellResponse: _TypeAlias = TellResponse  # noqa: Y015
+
+@_typing.final
+class NoticeRequest(_message.Message):
+    """A worker waits to be told what it is to stop."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKER_ID_FIELD_NUMBER: _builtins.int
+    WAIT_MS_FIELD_NUMBER: _builtins.int
+    worker_id: _builtins.str
+    """Names the worker."""
+    wait_ms: _builtins.int
+    """How long to wait, at most an hour; 0 is not at all."""
+    def __init__(
+        self,
+        *,
+        worker_id: _builtins.str = ...,
+        wait_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["wait_ms", b"wait_ms", "worker_id", b"worker_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NoticeRequest: _TypeAlias = NoticeRequest  # noqa: Y015
+
+@_typing.final
+class NoticeResponse(_message.Message):
+    """What a worker is to stop and to do."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOST_FIELD_NUMBER: _builtins.int
+    ORDER_FIELD_NUMBER: _builtins.int
+    order: _builtins.str
+    """One of work, quiet, stop; not set if nothing is ordered."""
+    @_builtins.property
+    def lost(self) -> _containers.RepeatedCompositeFieldContainer[Global___HeldClaim]:
+        """Claims that are over though the worker did not end them."""
+
+    def __init__(
+        self,
+        *,
+        lost: _abc.Iterable[Global___HeldClaim] | None = ...,
+        order: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_order", b"_order", "order", b"order"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_order", b"_order", "lost", b"lost", "order", b"order"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__order: _TypeAlias = _typing.Literal["order"]  # noqa: Y015
+    _WhichOneofArgType__order: _TypeAlias = _typing.Literal["_order", b"_order"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__order) -> _WhichOneofReturnType__order | None: ...
+
+Global___NoticeResponse: _TypeAlias = NoticeResponse  # noqa: Y015
 
 @_typing.final
 class LeaveRequest(_message.Message):
@@ -1590,6 +2543,11 @@ class SessionRequest(_message.Message):
     RELEASE_FIELD_NUMBER: _builtins.int
     BEAT_FIELD_NUMBER: _builtins.int
     LEAVE_FIELD_NUMBER: _builtins.int
+    LOG_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
+    EXTEND_FIELD_NUMBER: _builtins.int
+    TELL_FIELD_NUMBER: _builtins.int
+    NOTICE_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """Chosen by the client; the reply has the same."""
     @_builtins.property
@@ -1620,6 +2578,26 @@ class SessionRequest(_message.Message):
     def leave(self) -> Global___LeaveRequest:
         """As Work.Leave."""
 
+    @_builtins.property
+    def log(self) -> Global___LogRequest:
+        """As Work.Log."""
+
+    @_builtins.property
+    def checkpoint(self) -> Global___CheckpointRequest:
+        """As Work.Checkpoint."""
+
+    @_builtins.property
+    def extend(self) -> Global___ExtendRequest:
+        """As Work.Extend."""
+
+    @_builtins.property
+    def tell(self) -> Global___TellRequest:
+        """As Work.Tell."""
+
+    @_builtins.property
+    def notice(self) -> Global___NoticeRequest:
+        """As Work.Notice."""
+
     def __init__(
         self,
         *,
@@ -1631,12 +2609,17 @@ class SessionRequest(_message.Message):
         release: Global___ReleaseRequest | None = ...,
         beat: Global___BeatRequest | None = ...,
         leave: Global___LeaveRequest | None = ...,
+        log: Global___LogRequest | None = ...,
+        checkpoint: Global___CheckpointRequest | None = ...,
+        extend: Global___ExtendRequest | None = ...,
+        tell: Global___TellRequest | None = ...,
+        notice: Global___NoticeRequest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["beat", b"beat", "claim", b"claim", "complete", b"complete", "fail", b"fail", "leave", b"leave", "progress", b"progress", "release", b"release", "request", b"request"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["beat", b"beat", "checkpoint", b"checkpoint", "claim", b"claim", "complete", b"complete", "extend", b"extend", "fail", b"fail", "leave", b"leave", "log", b"log", "notice", b"notice", "progress", b"progress", "release", b"release", "request", b"request", "tell", b"tell"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["beat", b"beat", "claim", b"claim", "complete", b"complete", "fail", b"fail", "id", b"id", "leave", b"leave", "progress", b"progress", "release", b"release", "request", b"request"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["beat", b"beat", "checkpoint", b"checkpoint", "claim", b"claim", "complete", b"complete", "extend", b"extend", "fail", b"fail", "id", b"id", "leave", b"leave", "log", b"log", "notice", b"notice", "progress", b"progress", "release", b"release", "request", b"request", "tell", b"tell"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_request: _TypeAlias = _typing.Literal["claim", "complete", "fail", "progress", "release", "beat", "leave"]  # noqa: Y015
+    _WhichOneofReturnType_request: _TypeAlias = _typing.Literal["claim", "complete", "fail", "progress", "release", "beat", "leave", "log", "checkpoint", "extend", "tell", "notice"]  # noqa: Y015
     _WhichOneofArgType_request: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_request) -> _WhichOneofReturnType_request | None: ...
 
@@ -1656,6 +2639,11 @@ class SessionReply(_message.Message):
     RELEASE_FIELD_NUMBER: _builtins.int
     BEAT_FIELD_NUMBER: _builtins.int
     LEAVE_FIELD_NUMBER: _builtins.int
+    LOG_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
+    EXTEND_FIELD_NUMBER: _builtins.int
+    TELL_FIELD_NUMBER: _builtins.int
+    NOTICE_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """That of the request."""
@@ -1688,6 +2676,26 @@ class SessionReply(_message.Message):
         """As Work.Leave."""
 
     @_builtins.property
+    def log(self) -> Global___LogResponse:
+        """As Work.Log."""
+
+    @_builtins.property
+    def checkpoint(self) -> Global___CheckpointResponse:
+        """As Work.Checkpoint."""
+
+    @_builtins.property
+    def extend(self) -> Global___ExtendResponse:
+        """As Work.Extend."""
+
+    @_builtins.property
+    def tell(self) -> Global___TellResponse:
+        """As Work.Tell."""
+
+    @_builtins.property
+    def notice(self) -> Global___NoticeResponse:
+        """As Work.Notice."""
+
+    @_builtins.property
     def error(self) -> Global___Error:
         """It was not carried out."""
 
@@ -1702,13 +2710,18 @@ class SessionReply(_message.Message):
         release: Global___ReleaseResponse | None = ...,
         beat: Global___BeatResponse | None = ...,
         leave: Global___LeaveResponse | None = ...,
+        log: Global___LogResponse | None = ...,
+        checkpoint: Global___CheckpointResponse | None = ...,
+        extend: Global___ExtendResponse | None = ...,
+        tell: Global___TellResponse | None = ...,
+        notice: Global___NoticeResponse | None = ...,
         error: Global___Error | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["beat", b"beat", "claim", b"claim", "complete", b"complete", "error", b"error", "fail", b"fail", "leave", b"leave", "progress", b"progress", "release", b"release", "reply", b"reply"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["beat", b"beat", "checkpoint", b"checkpoint", "claim", b"claim", "complete", b"complete", "error", b"error", "extend", b"extend", "fail", b"fail", "leave", b"leave", "log", b"log", "notice", b"notice", "progress", b"progress", "release", b"release", "reply", b"reply", "tell", b"tell"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["beat", b"beat", "claim", b"claim", "complete", b"complete", "error", b"error", "fail", b"fail", "id", b"id", "leave", b"leave", "progress", b"progress", "release", b"release", "reply", b"reply"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["beat", b"beat", "checkpoint", b"checkpoint", "claim", b"claim", "complete", b"complete", "error", b"error", "extend", b"extend", "fail", b"fail", "id", b"id", "leave", b"leave", "log", b"log", "notice", b"notice", "progress", b"progress", "release", b"release", "reply", b"reply", "tell", b"tell"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_reply: _TypeAlias = _typing.Literal["claim", "complete", "fail", "progress", "release", "beat", "leave", "error"]  # noqa: Y015
+    _WhichOneofReturnType_reply: _TypeAlias = _typing.Literal["claim", "complete", "fail", "progress", "release", "beat", "leave", "log", "checkpoint", "extend", "tell", "notice", "error"]  # noqa: Y015
     _WhichOneofArgType_reply: _TypeAlias = _typing.Literal["reply", b"reply"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_reply) -> _WhichOneofReturnType_reply | None: ...
 

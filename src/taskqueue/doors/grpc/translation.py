@@ -55,12 +55,20 @@ class MessageReader(Generic[R]):
         self._structs = {
             field.name: tuple(inner.name for inner in field.message_type.fields)
             for field in fields
-            if field.is_repeated and field.message_type is not None
+            if field.is_repeated and field.message_type is not None and not _is_map(field)
+        }
+        self._maps = tuple(field.name for field in fields if _is_map(field))
+        self._inner = {
+            field.name: tuple(field.message_type.fields)
+            for field in fields
+            if not field.is_repeated and field.message_type is not None and not _is_moment(field)
         }
         # Whatever a handler died of shall be on record: what is far beyond the part that is kept
         # is left out, not refused.
         self._cut = tuple(name for name, hint in hints.items() if hint == m.ErrorText)
-        self._has_parts = bool(self._lists or self._structs or self._cut)
+        self._has_parts = bool(
+            self._lists or self._structs or self._cut or self._maps or self._inner
+        )
 
     def read(self, message: Message) -> R:
         """The request that a message stands for. Raises InvalidRequest, PayloadTooLarge."""
@@ -85,6 +93,10 @@ class MessageReader(Generic[R]):
             values[name] = [
                 tuple(getattr(one, part) for part in inner) for one in getattr(message, name)
             ]
+        for name in self._maps:
+            values[name] = dict(getattr(message, name))
+        for name, fields in self._inner.items():
+            values[name] = _plain(getattr(message, name), fields)
         for name in self._cut:
             values[name] = values[name][: m.LONGEST_ERROR]
 
@@ -124,6 +136,16 @@ class MessageWriter(Generic[M]):
         return self._kind(**values)
 
 
+def _plain(message: Message, fields: tuple[Any, ...]) -> dict[str, Any]:
+    """What is set in a message without messages in it."""
+    return {
+        field.name: list(value) if field.is_repeated else value
+        for field in fields
+        if not field.has_presence or message.HasField(field.name)
+        for value in (getattr(message, field.name),)
+    }
+
+
 def _is_moment(field: Any) -> bool:
     kind = field.message_type
     return kind is not None and bool(kind.full_name == Timestamp.DESCRIPTOR.full_name)
@@ -137,6 +159,6 @@ def _is_map(field: Any) -> bool:
 def _sent(values: dict[str, Any]) -> faults.Sent:
     def sent(name: str) -> str | None:
         value = values.get(name)
-        return None if value is None or isinstance(value, bytes | list) else str(value)
+        return None if value is None or isinstance(value, bytes | list | dict) else str(value)
 
     return sent

@@ -12,7 +12,7 @@ from taskqueue.core.errors import BrokerUnavailable, StorageRefused
 from taskqueue.storage.migrations import newest_of
 from taskqueue.storage.move.days import Days, old_number
 from taskqueue.storage.move.rows import (
-    FAILURE_COLUMNS,
+    PART_COLUMNS,
     SIDE_TABLES,
     STATUS,
     TASK_COLUMNS,
@@ -37,7 +37,11 @@ LOCK_ROUNDS: Final = 50
 LOCK_PAUSE: Final = 0.2
 """For about ten seconds: what a killed move leaves behind in the server ends by then."""
 
-HELD_TABLES: Final = ("tasks", "archive", "payloads", "results", "failures", "batches")
+NUMBERED: Final = ("failures", "logs")
+"""Of these a task may have several, in an order."""
+
+TASK_TABLES: Final = ("tasks", "archive", *PART_COLUMNS)
+HELD_TABLES: Final = (*TASK_TABLES, "batches")
 LIVE_COLUMNS: Final = [*TASK_COLUMNS, "weight", "ready"]
 ENDED_COLUMNS: Final = [*TASK_COLUMNS, "weight"]
 PAGE: Final = 5_000
@@ -54,10 +58,9 @@ BEYOND: Final = """
     SELECT seq FROM taskqueue.tasks WHERE seq > $1
     UNION ALL SELECT seq FROM taskqueue.archive WHERE seq > $1 LIMIT $2"""
 PARTS: Final = {
-    "payloads": "SELECT seq, data FROM taskqueue.payloads WHERE seq > $1 AND seq <= $2",
-    "results": "SELECT seq, crc, data FROM taskqueue.results WHERE seq > $1 AND seq <= $2",
-    "failures": f"SELECT {', '.join(FAILURE_COLUMNS)} FROM taskqueue.failures "
-    "WHERE seq > $1 AND seq <= $2 ORDER BY seq, number",
+    part: f"SELECT {', '.join(columns)} FROM taskqueue.{part} WHERE seq > $1 AND seq <= $2 "
+    f"ORDER BY seq{', number' * (part in NUMBERED)}"
+    for part, columns in PART_COLUMNS.items()
 }
 OWNER: Final = """
     SELECT quote_ident(tableowner) FROM pg_tables
@@ -181,9 +184,8 @@ class Destination:
             await self._delete(stale)
             await self._copy("tasks", LIVE_COLUMNS, [row for row in rows if not _ended(row)])
             await self._copy("archive", ENDED_COLUMNS, [row[:-1] for row in rows if _ended(row)])
-            await self._copy("payloads", ["seq", "data"], new.payloads)
-            await self._copy("results", ["seq", "crc", "data"], new.results)
-            await self._copy("failures", FAILURE_COLUMNS, new.failures)
+            for part, columns in PART_COLUMNS.items():
+                await self._copy(part, columns, getattr(new, part))
             await self._connection.execute(
                 "UPDATE taskqueue.move SET days = $1, reached = $2",
                 json.dumps(self.days.boundaries),
@@ -311,7 +313,7 @@ class Destination:
 
     async def _delete(self, places: Sequence[int]) -> None:
         if places:
-            for table in ("tasks", "archive", "payloads", "results", "failures"):
+            for table in TASK_TABLES:
                 await self._connection.execute(
                     f"DELETE FROM taskqueue.{table} WHERE seq = ANY($1::bigint[])", list(places)
                 )

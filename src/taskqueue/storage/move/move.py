@@ -16,7 +16,7 @@ from msgspec import Struct
 from taskqueue.core.errors import StorageRefused
 from taskqueue.storage.move.check import Report, compared
 from taskqueue.storage.move.destination import Destination
-from taskqueue.storage.move.rows import PARTS, SIDE_TABLES, Row
+from taskqueue.storage.move.rows import PART_COLUMNS, SIDE_TABLES, Row
 from taskqueue.storage.move.source import Source
 from taskqueue.storage.postgres.connections import Database
 from taskqueue.storage.sqlite.moved import Note
@@ -49,7 +49,7 @@ async def plan(folder: Path, database: Database) -> Outcome:
                 [
                     ("tasks", source.size("tasks"), ""),
                     *((f"status {name}", number, "") for name, number in source.statuses()),
-                    *((table, source.size(table), "") for table in (*PARTS, *SIDE_TABLES)),
+                    *((table, source.size(table), "") for table in (*PART_COLUMNS, *SIDE_TABLES)),
                 ],
             )
     finally:

@@ -11,7 +11,7 @@ from msgspec import Struct, field
 from taskqueue.core.audit import AuditEntry
 from taskqueue.core.keys import Key
 from taskqueue.core.repeats import Kept
-from taskqueue.core.task import Failure, Task
+from taskqueue.core.task import Failure, LogLine, Task
 
 Row = tuple[Any, ...]
 
@@ -26,7 +26,15 @@ TASK_TYPE: Final = TASK_COLUMNS.index("task_type")
 CREATED_AT: Final = TASK_COLUMNS.index("created_at")
 TASK_ID: Final = TASK_COLUMNS.index("id")
 
-FAILURE_COLUMNS: Final = ["seq", *_names(Failure)]
+PART_COLUMNS: Final = {
+    "payloads": ["seq", "data"],
+    "results": ["seq", "crc", "data"],
+    "failures": ["seq", *_names(Failure)],
+    "checkpoints": ["seq", "data"],
+    "logs": ["seq", *_names(LogLine)],
+}
+"""Tables of what belongs to tasks, with their columns in one order for both engines."""
+
 KEY_COLUMNS: Final = _names(Key)
 PERMISSIONS: Final = KEY_COLUMNS.index("permissions")
 
@@ -38,8 +46,6 @@ SIDE_TABLES: Final = {
     "kept": _names(Kept),
 }
 """Tables beside the tasks and their bytes, with their columns in one order for both engines."""
-
-PARTS: Final = ("payloads", "results", "failures")
 
 _DIGEST_BYTES: Final = 16
 _MODULUS: Final = 1 << (8 * _DIGEST_BYTES)
@@ -55,20 +61,22 @@ class Whole(Struct):
     payloads: list[Row] = field(default_factory=list)
     results: list[Row] = field(default_factory=list)
     failures: list[Row] = field(default_factory=list)
+    checkpoints: list[Row] = field(default_factory=list)
+    logs: list[Row] = field(default_factory=list)
+
+    @property
+    def tables(self) -> list[list[Row]]:
+        """The tasks, and each kind of what belongs to them."""
+        return [self.tasks, *(getattr(self, part) for part in PART_COLUMNS)]
 
     def renumbered(self, numbers: dict[int, int]) -> Self:
         """The same under other numbers."""
-        return type(self)(
-            *(
-                [(numbers[row[0]], *row[1:]) for row in rows]
-                for rows in (self.tasks, self.payloads, self.results, self.failures)
-            )
-        )
+        return type(self)(*([(numbers[row[0]], *row[1:]) for row in rows] for rows in self.tables))
 
     def digests(self) -> dict[int, bytes]:
-        """A digest of each task, over all its fields and bytes; failures count in their order."""
+        """A digest of each task, over all its fields and bytes; lines count in their order."""
         parts: dict[int, list[Row]] = {}
-        for kind, rows in enumerate((self.tasks, self.payloads, self.results, self.failures)):
+        for kind, rows in enumerate(self.tables):
             for row in rows:
                 parts.setdefault(row[0], []).append((kind, *row))
         return {seq: digest(rows) for seq, rows in parts.items()}
@@ -108,7 +116,7 @@ class Sums:
         self.tasks.add(digests.values())
         self.statuses.update(row[STATUS] for row in whole.tasks)
         self.types.update(row[TASK_TYPE] for row in whole.tasks)
-        for part in PARTS:
+        for part in PART_COLUMNS:
             self.parts[part] += len(getattr(whole, part))
 
     def lines(self) -> list[tuple[str, int, str]]:
@@ -117,7 +125,7 @@ class Sums:
             ("tasks", self.tasks.number, self.tasks.checksum),
             *((f"status {name}", number, "") for name, number in sorted(self.statuses.items())),
             *((f"type {name}", number, "") for name, number in sorted(self.types.items())),
-            *((part, self.parts[part], "") for part in PARTS),
+            *((part, self.parts[part], "") for part in PART_COLUMNS),
             *((table, one.number, one.checksum) for table, one in self.sides.items()),
         ]
 

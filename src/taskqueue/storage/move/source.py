@@ -11,8 +11,7 @@ import msgspec
 from taskqueue.core.errors import BrokerUnavailable, StorageRefused
 from taskqueue.storage.migrations import newest_of
 from taskqueue.storage.move.rows import (
-    FAILURE_COLUMNS,
-    PARTS,
+    PART_COLUMNS,
     PERMISSIONS,
     SIDE_TABLES,
     TASK_COLUMNS,
@@ -39,16 +38,11 @@ TASKS: Final = f"""
         coalesce((SELECT length(data) FROM payloads WHERE payloads.seq = tasks.seq), 0),
         coalesce((SELECT length(data) FROM results WHERE results.seq = tasks.seq), 0)
     FROM tasks WHERE seq > ? ORDER BY seq LIMIT ?"""
-COLUMNS: Final = {
-    "payloads": "payloads.seq, data",
-    "results": "results.seq, crc, data",
-    "failures": ", ".join(f"failures.{name}" for name in FAILURE_COLUMNS),
-}
 PART: Final = {
-    "payloads": "FROM json_each(?) AS wanted CROSS JOIN payloads ON payloads.seq = wanted.value",
-    "results": "FROM json_each(?) AS wanted CROSS JOIN results ON results.seq = wanted.value",
-    "failures": "FROM json_each(?) AS wanted CROSS JOIN failures ON failures.seq = wanted.value "
-    "ORDER BY failures.rowid",
+    part: f"SELECT {', '.join(f'{part}.{name}' for name in columns)} "
+    f"FROM json_each(?) AS wanted CROSS JOIN {part} ON {part}.seq = wanted.value "
+    f"ORDER BY {part}.rowid"
+    for part, columns in PART_COLUMNS.items()
 }
 # The rows of type '' are sums over the others; PostgreSQL has none, it adds them up.
 SIDES: Final = {
@@ -147,10 +141,8 @@ class Source:
         """Tasks with all that belongs to them."""
         numbers = (sql.as_json_numbers(task[0] for task in tasks),)
         parts = {
-            part: [
-                writable(row) for row in self._rows(f"SELECT {COLUMNS[part]} {PART[part]}", numbers)
-            ]
-            for part in PARTS
+            part: [writable(row) for row in self._rows(statement, numbers)]
+            for part, statement in PART.items()
         }
         return Whole(tasks, **parts)
 

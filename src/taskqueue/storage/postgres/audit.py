@@ -65,7 +65,7 @@ _CHECKS: Final = (
         " UNION ALL ".join(
             f"SELECT '{kind}', seq FROM taskqueue.{kind}s AS bytes "
             f"WHERE NOT EXISTS (SELECT FROM ({_EVERY}) AS every WHERE every.seq = bytes.seq)"
-            for kind in ("payload", "result", "failure")
+            for kind in ("payload", "result", "failure", "checkpoint", "log")
         ),
     ),
 )

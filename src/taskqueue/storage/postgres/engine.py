@@ -12,7 +12,7 @@ from taskqueue.core.audit import AuditEntry
 from taskqueue.core.batch import Applied, Batch
 from taskqueue.core.errors import BrokerUnavailable, StorageRefused
 from taskqueue.core.keys import Key
-from taskqueue.core.task import Status, Task, TaskDetail
+from taskqueue.core.task import LogLine, Status, Task, TaskDetail
 from taskqueue.storage.cluster import Cluster
 from taskqueue.storage.migrations import newest_of
 from taskqueue.storage.port import Count, Storage, TaskQuery, Totals
@@ -115,6 +115,9 @@ class PostgresStorage(Storage):
     async def count(self, status: Status | None, task_type: str | None) -> int:
         return await self._reader.count(status, task_type)
 
+    async def number(self, query: TaskQuery) -> int:
+        return await self._reader.number(query)
+
     async def totals(self, since: int) -> Totals:
         floors = [lane.floor for lane in self._memory.lanes.all()]
         return await self._reader.totals(since, min(floors, default=0))
@@ -139,6 +142,12 @@ class PostgresStorage(Storage):
             earliest = min((task.deadline or 0 for task in overdue), default=steady)
             self._deadline_floor = earliest - FLOOR_MARGIN
         return overdue
+
+    async def expired(self, wall: int, limit: int) -> list[Task]:
+        return await self._reader.expired(wall, limit)
+
+    async def logs(self, task_id: str) -> list[LogLine] | None:
+        return await self._reader.logs(task_id)
 
     async def held(self, worker_ids: Sequence[str]) -> list[Task]:
         return await self._reader.held(worker_ids)

@@ -27,7 +27,7 @@ from taskqueue.storage.postgres.connections import (
 )
 from taskqueue.storage.postgres.membership import GONE_SECONDS, LOCAL, NOW, Membership
 from taskqueue.storage.postgres.schema import MIGRATION_LOCK
-from taskqueue.storage.postgres.statements import FROZEN_SECONDS
+from taskqueue.storage.postgres.statements import FROZEN_SECONDS, NOTES
 from taskqueue.storage.postgres.tables import Memory
 
 DAILY: Final = ("archive", "payloads", "results")
@@ -197,10 +197,11 @@ class Keeping:
                 if not await _is_past(connection, day, before):
                     return  # a task of that day has ended just now
                 await self._uncount(connection, day)
-                await connection.execute(
-                    f"DELETE FROM taskqueue.failures AS old "
-                    f"USING taskqueue.archive_d{day} AS ended WHERE old.seq = ended.seq"
-                )
+                for table in NOTES:
+                    await connection.execute(
+                        f"DELETE FROM taskqueue.{table} AS old "
+                        f"USING taskqueue.archive_d{day} AS ended WHERE old.seq = ended.seq"
+                    )
                 await connection.execute(LOCK_DAILY)  # from here on everyone waits
                 for table in DAILY:
                     await connection.execute(

@@ -10,7 +10,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
@@ -20,7 +20,7 @@ import structlog
 
 from taskqueue.core.batch import Applied
 from taskqueue.core.errors import BrokerUnavailable
-from taskqueue.storage.cluster import Cluster, ClusterView, News, Node, Peer, Presence
+from taskqueue.storage.cluster import Cluster, ClusterView, News, Node, Peer, Presence, Sighting
 from taskqueue.storage.postgres.connections import (
     LOST,
     Connection,
@@ -87,18 +87,36 @@ LEADER: Final = """
 TERM: Final = "SELECT term FROM taskqueue.leadership"
 BEAT: Final = f"""
     INSERT INTO taskqueue.workers
-    SELECT worker_id, clock_timestamp() - make_interval(secs => age)
-    FROM unnest($1::text[], $2::float8[]) AS heard (worker_id, age) ORDER BY worker_id
-    ON CONFLICT (worker_id) DO UPDATE SET seen = greatest(workers.seen, excluded.seen)
+    SELECT worker_id, clock_timestamp() - make_interval(secs => age), $1, is_gone, about, ordered,
+        ordered_at
+    FROM unnest($2::text[], $3::float8[], $4::boolean[], $5::text[], $6::text[], $7::bigint[])
+        AS heard (worker_id, age, is_gone, about, ordered, ordered_at) ORDER BY worker_id
+    ON CONFLICT (worker_id) DO UPDATE SET
+        seen = CASE WHEN excluded.is_gone AND workers.broker = excluded.broker
+            THEN excluded.seen ELSE greatest(workers.seen, excluded.seen) END,
+        broker = CASE WHEN excluded.seen >= workers.seen
+            THEN excluded.broker ELSE workers.broker END,
+        is_gone = excluded.is_gone,
+        about = CASE excluded.about WHEN '' THEN workers.about ELSE excluded.about END,
+        ordered = CASE WHEN excluded.ordered_at > workers.ordered_at
+            THEN excluded.ordered ELSE workers.ordered END,
+        ordered_at = greatest(workers.ordered_at, excluded.ordered_at)
     RETURNING {LOCAL}"""
+"""Whoever heard of a worker last says when it has gone."""
 BEATS: Final = """
-    SELECT worker_id, extract(epoch FROM clock_timestamp() - seen)::float8 FROM taskqueue.workers
-    WHERE seen > clock_timestamp() - make_interval(secs => $1)"""
+    SELECT worker_id, (extract(epoch FROM clock_timestamp() - seen) * 1000000)::bigint, is_gone,
+        CASE WHEN seen > clock_timestamp() - interval '3 seconds' THEN about ELSE '' END,
+        ordered, ordered_at
+    FROM taskqueue.workers WHERE seen > clock_timestamp() - make_interval(secs => $1)"""
 NOW: Final = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
 
-Message = tuple[int, dict[str, tuple[int, int, list[int]]] | None, int | None]
+Stopped = list[tuple[str, str, int]]
+Message = tuple[int, dict[str, tuple[int, int, list[int]]] | None, int | None, Stopped]
 """Who sends it; how many tasks of which types are ready, from which `run_at` and of which
-priorities, or None for anything; when the next one is due."""
+priorities, or None for anything; when the next one is due; which claims are over by a cancel."""
+
+MOST_STOPPED: Final = 50
+"""Claims named in one message; the workers of others learn it with their heartbeats."""
 
 BEATS_KEPT: Final = 3_600
 CLOCK_SAMPLES: Final = 5
@@ -129,6 +147,7 @@ class Membership(Cluster):
         self._beats: Connection | None = None
         self._ready: dict[str, list[int]] = {}
         self._next_due: int | None = None
+        self._stopped: Stopped = []
         self._has_news = asyncio.Event()
         self._has_changed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -157,6 +176,7 @@ class Membership(Cluster):
                 known[1] = min(known[1], run_at)
         for task_type, number in applied.ready.items():
             self._ready.setdefault(task_type, [0, 0])[0] += number
+        self._stopped += applied.stopped()
         if applied.next_due is not None:
             self._next_due = min(applied.next_due, self._next_due or applied.next_due)
         self._has_news.set()
@@ -194,21 +214,27 @@ class Membership(Cluster):
         await close(connection)
         await close(self._beats)
 
-    async def exchange(self, heard: Mapping[str, int]) -> dict[str, int]:
+    async def exchange(self, heard: Mapping[str, Sighting]) -> dict[str, Sighting]:
         self._workers = len(heard)
         try:
             if self._beats is None or self._beats.is_closed():
                 self._beats = await connect(self._database, "read-write", "heartbeats")
             async with asyncio.timeout(LEAD_SECONDS):
                 if heard:
-                    ages = [age / 1_000_000 for age in heard.values()]
-                    await self._beats.execute(BEAT, list(heard), ages)
+                    await self._beats.execute(
+                        BEAT, self._memory.broker, list(heard), *_columns(heard.values())
+                    )
                 rows = await self._beats.fetch(BEATS, float(BEATS_KEPT))
         except (*LOST, asyncpg.PostgresError) as error:
             if self._beats is not None:
                 self._beats.terminate()
             raise unavailable(self._database, error) from error
-        return {worker_id: round(age * 1_000_000) for worker_id, age in rows}
+        return {
+            worker_id: Sighting(
+                age=age, is_gone=is_gone, about=about, order=order, ordered_at=ordered_at
+            )
+            for worker_id, age, is_gone, about, order, ordered_at in rows
+        }
 
     async def clock_offset(self, wall: Callable[[], int]) -> int:
         samples: list[tuple[int, int]] = []
@@ -349,7 +375,7 @@ class Membership(Cluster):
 
     def _hear(self, message: str) -> None:
         try:
-            broker, ready, next_due = msgspec.json.decode(message, type=Message)
+            broker, ready, next_due, stopped = msgspec.json.decode(message, type=Message)
         except msgspec.MsgspecError:
             log.warning("news that make no sense", message=message[:200])
             return
@@ -360,7 +386,7 @@ class Membership(Cluster):
             lanes.add((task_type, priority) for priority in priorities)
             lanes.lower_all(task_type, run_at)
         numbers = None if ready is None else {name: one[0] for name, one in ready.items()}
-        self.on_news(News(numbers, next_due))
+        self.on_news(News(numbers, next_due, stopped))
 
     async def _send(self, connection: Connection) -> None:
         while True:
@@ -368,17 +394,26 @@ class Membership(Cluster):
             self._has_news.clear()
             ready, self._ready = self._ready, {}
             next_due, self._next_due = self._next_due, None
+            stopped, self._stopped = self._stopped[:MOST_STOPPED], []
             lanes = self._memory.lanes
             told = {
                 task_type: [*known, [lane.priority for lane in lanes.of([task_type])]]
                 for task_type, known in ready.items()
             }
-            message = json.dumps([self._memory.broker, told, next_due])
+            message = json.dumps([self._memory.broker, told, next_due, stopped])
             if len(message.encode()) > LONGEST_MESSAGE:
-                message = json.dumps([self._memory.broker, None, next_due])
+                message = json.dumps([self._memory.broker, None, next_due, []])
             async with asyncio.timeout(LEAD_SECONDS):
                 await connection.execute("SELECT pg_notify($1, $2)", CHANNEL, message)
             await asyncio.sleep(TELL_SECONDS)
+
+
+def _columns(sightings: Iterable[Sighting]) -> list[list[Any]]:
+    rows = [
+        (one.age / 1_000_000, one.is_gone, one.about, one.order, one.ordered_at)
+        for one in sightings
+    ]
+    return [list(column) for column in zip(*rows, strict=True)]
 
 
 def standbys_needed(names: str) -> int:

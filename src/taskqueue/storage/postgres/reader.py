@@ -13,12 +13,13 @@ from typing import Any, Final
 from weakref import WeakSet
 
 import asyncpg
+import msgspec
 
 from taskqueue.core.audit import AuditEntry
 from taskqueue.core.batch import CounterKey, Minute
 from taskqueue.core.errors import BrokerUnavailable, DataDamaged
 from taskqueue.core.keys import Key
-from taskqueue.core.task import Failure, Status, Task, TaskDetail, Tier
+from taskqueue.core.task import Failure, LogLine, Status, Task, TaskDetail, Tier
 from taskqueue.storage.port import Count, TaskQuery, Totals
 from taskqueue.storage.postgres import statements as sql
 from taskqueue.storage.postgres.connections import (
@@ -81,6 +82,9 @@ OVERDUE: Final = f"""
     SELECT {sql.task_columns("tasks")} FROM taskqueue.tasks
     WHERE status = 'in_progress' AND deadline >= $1 AND deadline <= $2
     ORDER BY deadline LIMIT $3"""
+EXPIRED: Final = f"""
+    SELECT {sql.task_columns("tasks")} FROM taskqueue.tasks
+    WHERE expires_at <= $1 AND status IN ('pending', 'failed') ORDER BY expires_at LIMIT $2"""
 HELD: Final = f"""
     SELECT {sql.task_columns("tasks")} FROM taskqueue.tasks
     WHERE status = 'in_progress' AND worker_id = ANY($1::text[])"""
@@ -160,12 +164,27 @@ class Reader:
             )
         return _checked(rows, f"the stored payload of task {task_id} does not match its checksum")
 
+    async def logs(self, task_id: str) -> list[LogLine] | None:
+        """The lines that the attempts at a task have logged, oldest first."""
+        async with self._snapshot() as connection:
+            task = await self._load(connection, task_id)
+            if task is None:
+                return None
+            rows = await connection.fetch(
+                "SELECT attempt, at, level, message FROM taskqueue.logs "
+                "WHERE seq = $1 ORDER BY number",
+                task.seq,
+            )
+        return [LogLine(*row) for row in rows]
+
     async def find(self, query: TaskQuery) -> list[Task]:
         """The tasks a query asks for, newest first, out of live ones and archive."""
         async with self._snapshot() as connection:
             counts = await connection.fetch(COUNTS, query.task_type, query.status)
             if sum(row["present"] for row in counts) <= query.offset:
                 return []  # says at once what a scan of a whole type would say
+            if query.is_labelled:
+                await connection.execute("SET LOCAL enable_bitmapscan = on")
             statement, bindings = list_statement(query)
             return as_tasks(await connection.fetch(statement, *bindings))
 
@@ -174,6 +193,19 @@ class Reader:
         async with self._snapshot() as connection:
             rows = await connection.fetch(COUNTS, task_type, status)
         return sum(int(row["present"]) for row in rows)
+
+    async def number(self, query: TaskQuery) -> int:
+        """How many tasks a query with labels matches."""
+        bindings: list[Any] = []
+        where = f"WHERE {' AND '.join(_conditions(query, bindings))}"
+        parts = [f"SELECT count(*) AS number FROM taskqueue.{table} {where}" for table in TABLES]
+        async with self._snapshot() as connection:
+            await connection.execute("SET LOCAL enable_bitmapscan = on")
+            return int(
+                await connection.fetchval(
+                    f"SELECT sum(number) FROM ({' UNION ALL '.join(parts)}) AS every", *bindings
+                )
+            )
 
     async def counts(self) -> list[Count]:
         """The counters of each type."""
@@ -217,6 +249,11 @@ class Reader:
         """Running tasks with a deadline from `floor` to `steady`."""
         async with self._snapshot() as connection:
             return as_tasks(await connection.fetch(OVERDUE, floor, steady, limit))
+
+    async def expired(self, wall: int, limit: int) -> list[Task]:
+        """Waiting tasks past their expiry."""
+        async with self._snapshot() as connection:
+            return as_tasks(await connection.fetch(EXPIRED, wall, limit))
 
     async def held(self, worker_ids: Sequence[str]) -> list[Task]:
         """What these workers hold."""
@@ -326,12 +363,16 @@ def _conditions(query: TaskQuery, bindings: list[Any]) -> list[str]:
 
     What runs, and the tasks of a type, may be the oldest of all: to look for them from the newest
     task on would be to read everything, which looks cheap to the planner. So condition and order
-    leave it only the index of what runs, and the one by type.
+    leave it only the index of what runs, and the one by type; or the one of labels.
     """
     conditions = [f"status = '{query.status}'"] if query.status is not None else []
     seq, task_type = "seq", "task_type"
-    if query.status is Status.IN_PROGRESS:
+    if query.status is Status.IN_PROGRESS or query.is_labelled:
         seq, task_type = "seq + 0", "task_type || ''"
+    if query.is_labelled:
+        wanted = {"tags": query.tags, "metadata": dict(query.metadata)}
+        bindings.append(msgspec.json.encode({k: v for k, v in wanted.items() if v}).decode())
+        conditions.append(f"options IS NOT NULL AND options::jsonb @> ${len(bindings)}::jsonb")
     before = str(ABOVE_ALL)
     if query.before_seq is not None:
         bindings.append(query.before_seq)
@@ -342,16 +383,20 @@ def _conditions(query: TaskQuery, bindings: list[Any]) -> list[str]:
         place = f"${len(bindings)}"
         conditions.append(
             f"task_type >= {place} AND (task_type, seq) < ({place}, {before}::bigint)"
-            if query.status in BY_TYPE
+            if _is_by_type(query)
             else f"{task_type} = {place}"
         )
     return conditions
 
 
+def _is_by_type(query: TaskQuery) -> bool:
+    return query.status in BY_TYPE and not query.is_labelled
+
+
 def _order(query: TaskQuery) -> str:
-    if query.status is Status.IN_PROGRESS:
+    if query.status is Status.IN_PROGRESS or query.is_labelled:
         return "seq + 0 DESC"
-    if query.task_type is not None and query.status in BY_TYPE:
+    if query.task_type is not None and _is_by_type(query):
         return "task_type DESC, seq DESC"
     return "seq DESC"
 

@@ -13,6 +13,7 @@ from msgspec.structs import fields
 
 from taskqueue.core.audit import AuditEntry
 from taskqueue.core.keys import Key
+from taskqueue.core.repeats import LOOK_AGAIN
 from taskqueue.core.task import Failure, Task
 
 
@@ -43,6 +44,9 @@ _TYPES: Final = {
     "progress": "double precision",
     "progress_note": "text",
     "losses": "integer",
+    "options": "text",
+    "expires_at": "bigint",
+    "logged": "integer",
 }
 _FIELDS: Final = _names(Task)
 
@@ -60,6 +64,9 @@ CHANGING: Final = (
     "progress",
     "progress_note",
     "losses",
+    "priority",
+    "expires_at",
+    "logged",
 )
 """The columns of a live task that change; the others are as they were submitted."""
 
@@ -110,6 +117,15 @@ INSERT_FAILURES: Final = f"""
     INSERT INTO taskqueue.failures (seq, {FAILURE_COLUMNS})
     SELECT * FROM unnest(
         $1::bigint[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::text[])"""
+INSERT_LOGS: Final = """
+    INSERT INTO taskqueue.logs (seq, attempt, at, level, message)
+    SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::text[], $5::text[])"""
+PUT_CHECKPOINTS: Final = """
+    INSERT INTO taskqueue.checkpoints SELECT * FROM unnest($1::bigint[], $2::bytea[])
+    ON CONFLICT (seq) DO UPDATE SET data = excluded.data"""
+CHECKPOINTS: Final = """
+    SELECT checkpoints.seq, data FROM unnest($1::bigint[]) AS wanted (seq)
+    JOIN taskqueue.checkpoints ON checkpoints.seq = ANY (ARRAY[wanted.seq])"""
 INSERT_LANES: Final = """
     INSERT INTO taskqueue.lanes SELECT * FROM unnest($1::text[], $2::smallint[])
     ON CONFLICT DO NOTHING"""
@@ -123,6 +139,13 @@ KEPT: Final = """
     JOIN taskqueue.kept ON kept.scope = ANY (ARRAY[wanted.scope])
         AND kept.name = ANY (ARRAY[wanted.name]) AND kept.key = ANY (ARRAY[wanted.key])
     WHERE until > $4"""
+HOLD_UNIQUE_NAMES: Final = """
+    SELECT kept.scope, kept.name, kept.key, answer, until
+    FROM unnest($1::text[]) AS wanted (name)
+    JOIN taskqueue.kept ON kept.scope = 'unique'
+        AND kept.name = ANY (ARRAY[wanted.name]) AND kept.key = ANY (ARRAY[wanted.name])
+    FOR UPDATE OF kept"""
+"""Whoever has another task of these keys in mind waits; in the order in which they are given."""
 FORGET_NAMED: Final = """
     DELETE FROM taskqueue.kept USING unnest($1::text[], $2::text[], $3::text[])
         AS old (scope, name, key)
@@ -133,10 +156,23 @@ KEEP: Final = """
     SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::bigint[])
     ON CONFLICT (scope, name, key) DO UPDATE SET answer = excluded.answer, until = excluded.until
     WHERE kept.scope = 'claim' OR kept.until <= $6"""
+KEEP_UNIQUE: Final = f"""
+    UPDATE taskqueue.kept SET until = $1 + {LOOK_AGAIN} WHERE (scope, name, key) IN (
+        SELECT scope, name, key FROM taskqueue.kept
+        WHERE until <= $1 AND scope = 'unique' AND EXISTS (
+            SELECT FROM taskqueue.tasks WHERE id = (answer::jsonb ->> 0)::uuid
+                AND status IN ('pending', 'in_progress', 'failed'))
+        ORDER BY until LIMIT $2 FOR UPDATE SKIP LOCKED)"""
+"""A task that has not ended keeps its unique key, however old it is."""
 FORGET_KEPT: Final = """
     DELETE FROM taskqueue.kept WHERE (scope, name, key) IN (
         SELECT scope, name, key FROM taskqueue.kept
-        WHERE until <= $1 ORDER BY until LIMIT $2 FOR UPDATE SKIP LOCKED)"""
+        WHERE until <= $1 AND CASE WHEN scope = 'unique' THEN
+            NOT EXISTS (
+                SELECT FROM taskqueue.tasks WHERE id = (answer::jsonb ->> 0)::uuid
+                    AND status IN ('pending', 'in_progress', 'failed'))
+            ELSE true END
+        ORDER BY until LIMIT $2 FOR UPDATE SKIP LOCKED)"""
 
 KEY_COLUMNS: Final = ", ".join(_names(Key))
 KEYS: Final = f"SELECT {KEY_COLUMNS} FROM taskqueue.keys ORDER BY created_at, id"
@@ -171,9 +207,16 @@ PURGE: Final = """
         SELECT seq FROM taskqueue.{table}
         WHERE updated_at < $1 ORDER BY updated_at LIMIT $2 FOR UPDATE SKIP LOCKED)
     RETURNING seq, task_type, status, priority"""
+PURGE_EXPIRED: Final = """
+    DELETE FROM taskqueue.archive WHERE seq IN (
+        SELECT seq FROM taskqueue.archive
+        WHERE expires_at < $1 ORDER BY expires_at LIMIT $2 FOR UPDATE SKIP LOCKED)
+    RETURNING seq, task_type, status, priority"""
+NOTES: Final = ("failures", "checkpoints", "logs")
+"""The tables of what attempts leave, which have no partitions."""
 DELETE_BYTES: Final = tuple(
     f"DELETE FROM taskqueue.{table} WHERE seq = ANY($1::bigint[])"
-    for table in ("payloads", "results", "failures")
+    for table in ("payloads", "results", *NOTES)
 )
 
 NOTE_BATCH: Final = """

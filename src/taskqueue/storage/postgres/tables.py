@@ -1,8 +1,8 @@
 """The tables of the PostgreSQL engine, as a transaction uses them, each statement for all rows.
 
 Rows that may be wanted by two brokers are locked in the order of their ids, and what a transaction
-waits for comes always in the same order: tasks, lanes, new ids, keys. So no two wait for each
-other.
+waits for comes always in the same order: unique keys, tasks, lanes, new ids, keys. So no two wait
+for each other.
 """
 
 from collections import Counter
@@ -23,7 +23,8 @@ from taskqueue.storage.postgres import statements as sql
 from taskqueue.storage.postgres.connections import Connection
 from taskqueue.storage.postgres.days import DAY, first_seq, step_of
 from taskqueue.storage.postgres.lanes import Lane, Lanes
-from taskqueue.storage.transaction import Purged, Tables
+from taskqueue.storage.rows import TASK_FIELDS, decoded, row_of_task
+from taskqueue.storage.tables import Purged, Tables
 
 ENDED: Final = frozenset({Status.COMPLETED, Status.CANCELLED})
 """The statuses of tasks that are in the archive; all others are live."""
@@ -34,7 +35,7 @@ FLOOR_MARGIN: Final = 60_000_000
 WHOLE_LOOKS: Final = 60
 """One in so many looks begins at the beginning."""
 
-FIELDS: Final = len(msgspec.structs.fields(Task))
+FIELDS: Final = len(TASK_FIELDS)
 
 
 class Meanwhile(Exception):
@@ -65,8 +66,8 @@ class Memory:
 def as_tasks(rows: Iterable[Any]) -> list[Task]:
     """Tasks from the first columns of rows. Raises DataDamaged where they make no sense."""
     try:
-        return msgspec.convert([row[:FIELDS] for row in map(tuple, rows)], list[Task])
-    except msgspec.ValidationError as error:
+        return msgspec.convert([decoded(row[:FIELDS]) for row in map(tuple, rows)], list[Task])
+    except msgspec.MsgspecError as error:
         raise DataDamaged(f"a stored row makes no sense: {error}") from error
 
 
@@ -83,6 +84,8 @@ class PostgresTables(Tables):
         """Whether new tasks are looked for in the archive once they are there, not before."""
         self._weights: dict[int, int] = {}
         self._live: set[int] = set()
+        self._unique: set[str] = set()
+        """The unique keys that are held and that nobody else can take now."""
         self.new_lanes: list[tuple[str, int]] = []
         """To be known once the transaction is committed."""
         self.claims_kept: dict[str, str] = {}
@@ -105,8 +108,17 @@ class PostgresTables(Tables):
         return as_tasks((*live, *ended))
 
     async def kept(self, places: Sequence[tuple[str, str, str]], wall: int) -> list[Kept]:
-        scopes, names, keys = zip(*places, strict=True)
-        rows = await self._connection.fetch(sql.KEPT, scopes, _texts(names), _texts(keys), wall)
+        unique = sorted({name for scope, name, _ in places if scope == repeats.UNIQUE})
+        others = [place for place in places if place[0] != repeats.UNIQUE]
+        rows: list[Any] = []
+        if unique:
+            rows += await self._connection.fetch(sql.HOLD_UNIQUE_NAMES, _texts(unique))
+            self._unique = {row[1] for row in rows}
+        if others:
+            scopes, names, keys = zip(*others, strict=True)
+            rows += await self._connection.fetch(
+                sql.KEPT, scopes, _texts(names), _texts(keys), wall
+            )
         return [Kept(*row) for row in rows]
 
     async def next_seq(self, submits: int) -> int:
@@ -123,7 +135,11 @@ class PostgresTables(Tables):
         await self._insert(changes)
         await self._update(changes.updated, wall)
         await self._write_bytes(changes)
+        if changes.has_notes:
+            await self._write_notes(changes)
         await self._keep(changes.kept)
+        if changes.deleted:
+            await self._delete([task.seq for task in changes.deleted])
 
     async def keys(self) -> list[Key]:
         await self._connection.execute(sql.LOCK_KEYS)
@@ -165,17 +181,19 @@ class PostgresTables(Tables):
         # shorter, and in the partition for what outlived its day.
         self._memory.past_retention = purge.before
         table = "archive" if wall - purge.before < DAY else "archive_rest"
-        rows = await self._connection.fetch(
+        past = await self._connection.fetch(
             sql.PURGE.format(table=table), purge.before, purge.limit
         )
-        if rows:
-            seqs = [row[0] for row in rows]
-            for deletion in sql.DELETE_BYTES:
-                await self._connection.execute(deletion, seqs)
+        expired = await self._connection.fetch(sql.PURGE_EXPIRED, wall, purge.limit)
+        rows = [*past, *expired]
+        await self._delete_bytes([row[0] for row in rows])
         return Purged(
             [(task_type, Status(status), tier_of(rank), 1) for _, task_type, status, rank in rows],
-            max(len(rows), await self._forget(purge, wall)),
+            max(len(past), len(expired), await self._forget(purge, wall)),
         )
+
+    async def checkpoints(self, seqs: Sequence[int]) -> dict[int, bytes]:
+        return dict(map(tuple, await self._connection.fetch(sql.CHECKPOINTS, seqs)))
 
     async def pick(self, task_types: Sequence[str], limit: int) -> list[tuple[Task, int]]:
         lanes = self._memory.lanes.of(task_types)
@@ -292,6 +310,24 @@ class PostgresTables(Tables):
             ]
             await self._connection.execute(sql.INSERT_FAILURES, *zip(*rows, strict=True))
 
+    async def _write_notes(self, changes: Changes) -> None:
+        if changes.logs:
+            rows = [(seq, *map(_text, msgspec.structs.astuple(line))) for seq, line in changes.logs]
+            await self._connection.execute(sql.INSERT_LOGS, *zip(*rows, strict=True))
+        if changes.checkpoints:
+            columns = zip(*sorted(changes.checkpoints.items()), strict=True)
+            await self._connection.execute(sql.PUT_CHECKPOINTS, *columns)
+
+    async def _delete(self, seqs: list[int]) -> None:
+        for deletion in (sql.DELETE_LIVE, sql.DELETE_ENDED):
+            await self._connection.execute(deletion, seqs)
+        await self._delete_bytes(seqs)
+
+    async def _delete_bytes(self, seqs: list[int]) -> None:
+        if seqs:
+            for deletion in sql.DELETE_BYTES:
+                await self._connection.execute(deletion, seqs)
+
     async def _keep(self, answers: list[Kept]) -> None:
         if not answers:
             return
@@ -301,6 +337,9 @@ class PostgresTables(Tables):
             for name, key in claims.items()
             if (known := self._memory.latest_claims.get(name, key)) != key
         ]
+        taken = {one.name for one in answers if one.scope == repeats.UNIQUE} & self._unique
+        old += [(repeats.UNIQUE, name, name) for name in taken]
+        self._unique -= taken
         if old:
             columns = [_texts(column) for column in zip(*sorted(old), strict=True)]
             await self._connection.execute(sql.FORGET_NAMED, *columns)
@@ -315,6 +354,7 @@ class PostgresTables(Tables):
 
     async def _forget(self, purge: Purge, wall: int) -> int:
         numbers: list[int] = []
+        await self._connection.execute(sql.KEEP_UNIQUE, wall, purge.limit)
         for statement, before in (
             (sql.FORGET_KEPT, wall),
             (sql.FORGET_AUDIT, purge.audit_before),
@@ -333,7 +373,7 @@ def as_keys(rows: Iterable[Any]) -> list[Key]:
 
 
 def _row(task: Task) -> tuple[Any, ...]:
-    return tuple(map(_text, msgspec.structs.astuple(task)))
+    return tuple(map(_text, row_of_task(task)))
 
 
 def _changing(task: Task, wall: int) -> tuple[Any, ...]:
@@ -352,6 +392,9 @@ def _changing(task: Task, wall: int) -> tuple[Any, ...]:
         task.progress,
         _text(task.progress_note),
         task.losses,
+        task.priority,
+        task.expires_at,
+        task.logged,
     )
 
 

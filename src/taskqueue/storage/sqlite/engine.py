@@ -11,7 +11,7 @@ from typing import Final, TypeVar
 from taskqueue.core.audit import AuditEntry
 from taskqueue.core.batch import Applied, Batch
 from taskqueue.core.keys import Key
-from taskqueue.core.task import Status, Task, TaskDetail
+from taskqueue.core.task import LogLine, Status, Task, TaskDetail
 from taskqueue.storage.cluster import Alone, Cluster
 from taskqueue.storage.port import Count, Storage, TaskQuery, Totals
 from taskqueue.storage.sqlite import writer
@@ -89,6 +89,9 @@ class SqliteStorage(Storage):
     async def count(self, status: Status | None, task_type: str | None) -> int:
         return await self._on_reader(partial(self._reader.count, status, task_type))
 
+    async def number(self, query: TaskQuery) -> int:
+        return await self._on_reader(partial(self._reader.number, query))
+
     async def totals(self, since: int) -> Totals:
         return await self._on_reader(partial(self._reader.totals, since))
 
@@ -103,6 +106,12 @@ class SqliteStorage(Storage):
 
     async def overdue(self, steady: int, limit: int) -> list[Task]:
         return await self._on_reader(partial(self._reader.overdue, steady, limit))
+
+    async def expired(self, wall: int, limit: int) -> list[Task]:
+        return await self._on_reader(partial(self._reader.expired, wall, limit))
+
+    async def logs(self, task_id: str) -> list[LogLine] | None:
+        return await self._on_reader(partial(self._reader.logs, task_id))
 
     async def held(self, worker_ids: Sequence[str]) -> list[Task]:
         return await self._on_reader(partial(self._reader.held, worker_ids))

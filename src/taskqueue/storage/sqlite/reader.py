@@ -15,11 +15,12 @@ from taskqueue.core.audit import AuditEntry
 from taskqueue.core.batch import CounterKey, Minute
 from taskqueue.core.errors import BrokerUnavailable, DataDamaged
 from taskqueue.core.keys import Key
-from taskqueue.core.task import Failure, Status, Task, TaskDetail, Tier
+from taskqueue.core.task import Failure, LogLine, Status, Task, TaskDetail, Tier
 from taskqueue.storage.port import Count, TaskQuery, Totals
 from taskqueue.storage.sqlite import statements as sql
 from taskqueue.storage.sqlite.tables import load_keys, load_tasks
 
+ABOVE_ALL: Final = 2**63 - 1
 CACHE_KIB: Final = 8 * 1024
 BUSY_MS: Final = 2_000
 
@@ -40,6 +41,10 @@ OVERDUE: Final = f"""
         SELECT tasks.* FROM json_each(?) AS holder CROSS JOIN tasks
         ON status = 'in_progress' AND worker_id = holder.value AND deadline <= ?
         LIMIT ?)"""
+EXPIRED: Final = f"""
+    SELECT {sql.AS_JSON} FROM (
+        SELECT * FROM tasks INDEXED BY by_expiry WHERE expires_at IS NOT NULL
+        AND status IN ('pending', 'failed') AND expires_at <= ? LIMIT ?)"""
 
 _ENTRIES: Final = msgspec.json.Decoder(list[AuditEntry])
 _NAMES: Final = msgspec.json.Decoder(list[str])
@@ -102,6 +107,19 @@ class Reader:
             )
         return _checked(rows, f"the stored payload of task {task_id} does not match its checksum")
 
+    def logs(self, task_id: str) -> list[LogLine] | None:
+        """The lines that the attempts at a task have logged, oldest first."""
+        with self._snapshot() as connection:
+            task = _load(connection, task_id)
+            if task is None:
+                return None
+            rows = sql.rows_of(
+                connection,
+                "SELECT attempt, at, level, message FROM logs WHERE seq = ? ORDER BY rowid",
+                (task.seq,),
+            )
+        return [LogLine(*row) for row in rows]
+
     def find(self, query: TaskQuery) -> list[Task]:
         """The tasks a query asks for, newest first, by the narrowest of the indexes that fit."""
         with self._snapshot() as connection:
@@ -113,6 +131,13 @@ class Reader:
         """How many tasks there are, by the counters."""
         with self._snapshot() as connection:
             return _count(connection, status, task_type)
+
+    def number(self, query: TaskQuery) -> int:
+        """How many tasks a query with labels matches."""
+        with self._snapshot() as connection:
+            where, bindings = labelled(query)
+            (number,) = sql.row_of(connection, f"SELECT count(*) {where}", bindings)
+        return int(number)
 
     def totals(self, since: int) -> Totals:
         """The counters over all types and the recent minutes."""
@@ -158,6 +183,11 @@ class Reader:
         with self._snapshot() as connection:
             (holders,) = sql.row_of(connection, HOLDERS)
             return load_tasks(connection, OVERDUE, (holders, steady, limit))
+
+    def expired(self, wall: int, limit: int) -> list[Task]:
+        """Waiting tasks past their expiry."""
+        with self._snapshot() as connection:
+            return load_tasks(connection, EXPIRED, (wall, limit))
 
     def held(self, worker_ids: Sequence[str]) -> list[Task]:
         """What these workers hold."""
@@ -247,6 +277,16 @@ def _count(connection: apsw.Connection, status: Status | None, task_type: str | 
 
 def list_statement(connection: apsw.Connection, query: TaskQuery) -> tuple[str, list[Any]]:
     """The statement that lists what a query asks for, and its bindings."""
+    if query.is_labelled:
+        where, values = labelled(query)
+        before = ABOVE_ALL if query.before_seq is None else query.before_seq
+        return (
+            f"""
+            SELECT {sql.AS_JSON} FROM (
+                SELECT tasks.* {where} AND labels.seq < ? ORDER BY labels.seq DESC LIMIT ? OFFSET ?
+            )""",
+            [*values, before, query.limit, query.offset],
+        )
     conditions: list[str] = []
     bindings: list[Any] = []
     if query.status is not None:
@@ -266,6 +306,27 @@ def list_statement(connection: apsw.Connection, query: TaskQuery) -> tuple[str, 
             SELECT * FROM tasks {_best_index(connection, query)} {where}
             ORDER BY seq DESC LIMIT ? OFFSET ?)"""
     return statement, [*bindings, query.limit, query.offset]
+
+
+def labelled(query: TaskQuery) -> tuple[str, list[Any]]:
+    """Where tasks with all labels of a query come from, on what conditions, and its bindings."""
+    first, *others = [*query.tags, *(f" {name}={value}" for name, value in query.metadata)]
+    conditions = ["labels.label = ?"]
+    bindings: list[Any] = [first]
+    for label in others:
+        conditions.append(
+            "EXISTS (SELECT 1 FROM labels AS other "
+            "WHERE other.label = ? AND other.seq = labels.seq)"
+        )
+        bindings.append(label)
+    for column, value in (("status", query.status), ("task_type", query.task_type)):
+        if value is not None:
+            conditions.append(f"tasks.{column} = ?")
+            bindings.append(value)
+    return (
+        f"FROM labels CROSS JOIN tasks ON tasks.seq = labels.seq WHERE {' AND '.join(conditions)}",
+        bindings,
+    )
 
 
 def _best_index(connection: apsw.Connection, query: TaskQuery) -> str:
@@ -340,7 +401,7 @@ _AUDIT: Final = (
         "{0} number {1} belongs to no task",
         " UNION ALL ".join(
             f"SELECT '{kind}', seq FROM {kind}s WHERE seq NOT IN (SELECT seq FROM tasks)"
-            for kind in ("payload", "result", "failure")
+            for kind in ("payload", "result", "failure", "checkpoint", "log", "label")
         ),
     ),
     (

@@ -17,7 +17,7 @@ from msgspec.structs import fields
 from taskqueue.core.audit import AuditEntry
 from taskqueue.core.errors import DataDamaged
 from taskqueue.core.keys import Key
-from taskqueue.core.repeats import Kept
+from taskqueue.core.repeats import LOOK_AGAIN, Kept
 from taskqueue.core.task import Task
 
 Rows = TypeVar("Rows")
@@ -28,7 +28,8 @@ def _columns(struct: type[Struct]) -> str:
 
 
 TASK_COLUMNS: Final = _columns(Task)
-AS_JSON: Final = f"json_group_array(json_array({TASK_COLUMNS}))"
+JSON_COLUMNS: Final = TASK_COLUMNS.replace("options", "json(options)")
+AS_JSON: Final = f"json_group_array(json_array({JSON_COLUMNS}))"
 KEY_COLUMNS: Final = _columns(Key)
 KEYS: Final = f"""
     SELECT json_group_array(json_array({KEY_COLUMNS.replace("permissions", "json(permissions)")}))
@@ -48,11 +49,23 @@ KEPT: Final = f"""
     SELECT json_group_array(json_array({_columns(Kept)})) FROM (
         SELECT kept.* FROM json_each(?) AS wanted CROSS JOIN kept
         ON scope = wanted.value ->> 0 AND name = wanted.value ->> 1
-        WHERE kept.key = wanted.value ->> 2 AND until > ?)"""
+        WHERE kept.key = wanted.value ->> 2 AND (until > ? OR scope = 'unique'))"""
 KEEP: Final = "INSERT OR REPLACE INTO kept VALUES (?, ?, ?, ?, ?)"
+HOLD_UNIQUE: Final = f"""
+    UPDATE kept SET until = ?1 + {LOOK_AGAIN} WHERE scope = 'unique' AND name IN (
+        SELECT name FROM kept WHERE until <= ?1 AND scope = 'unique' ORDER BY until LIMIT ?2)
+    AND EXISTS (
+        SELECT 1 FROM tasks WHERE id = kept.answer ->> 0
+        AND status IN ('pending', 'in_progress', 'failed'))"""
+"""A task that has not ended keeps its unique key, however old it is."""
 FORGET_KEPT: Final = """
     DELETE FROM kept WHERE (scope, name) IN (
-        SELECT scope, name FROM kept WHERE until <= ? ORDER BY until LIMIT ?)"""
+        SELECT scope, name FROM kept WHERE until <= ? AND CASE WHEN scope = 'unique' THEN
+            NOT EXISTS (
+                SELECT 1 FROM tasks WHERE id = kept.answer ->> 0
+                AND status IN ('pending', 'in_progress', 'failed'))
+            ELSE true END
+        ORDER BY until LIMIT ?)"""
 IS_FINISHED: Final = "status IN ('completed', 'cancelled')"
 
 # Where an index leads to a task, the row is read in a step of its own: SQLite takes a column from
@@ -79,9 +92,15 @@ PAST_RETENTION: Final = f"""
     FROM (
         SELECT seq FROM tasks WHERE {IS_FINISHED} AND updated_at < ? ORDER BY updated_at LIMIT ?
     ) AS past CROSS JOIN tasks ON tasks.seq = past.seq"""
+PAST_OWN_RETENTION: Final = f"""
+    SELECT json_group_array(json_array(tasks.seq, task_type, status, priority, tasks.expires_at))
+    FROM (
+        SELECT seq FROM tasks WHERE {IS_FINISHED} AND expires_at IS NOT NULL AND expires_at < ?
+        ORDER BY expires_at LIMIT ?
+    ) AS past CROSS JOIN tasks ON tasks.seq = past.seq"""
 DELETIONS: Final = tuple(
     f"DELETE FROM {table} WHERE seq IN (SELECT value FROM json_each(?))"
-    for table in ("tasks", "payloads", "results", "failures")
+    for table in ("tasks", "payloads", "results", "failures", "checkpoints", "logs")
 )
 
 NOTE_COMMIT: Final = "UPDATE ledger SET commit_number = ?, next_seq = ?"
@@ -106,21 +125,25 @@ class BulkStatement:
                 done += size
 
 
-INSERT_TASKS: Final = BulkStatement(f"INSERT INTO tasks ({TASK_COLUMNS}, ready) VALUES ", 21)
+INSERT_TASKS: Final = BulkStatement(f"INSERT INTO tasks ({TASK_COLUMNS}, ready) VALUES ", 24)
 UPDATE_TASKS: Final = BulkStatement(
     """
     UPDATE tasks SET
         status = column2, ready = column3, run_at = column4, updated_at = column5,
         last_event = column6, retry_count = column7, token = column8, worker_id = column9,
         claimed_at = column10, deadline = column11, progress = column12, progress_note = column13,
-        losses = column14
+        losses = column14, priority = column15, expires_at = column16, logged = column17
     FROM (VALUES """,
-    14,
+    17,
     ") WHERE seq = column1",
 )
 INSERT_PAYLOADS: Final = BulkStatement("INSERT INTO payloads VALUES ", 2)
 INSERT_RESULTS: Final = BulkStatement("INSERT INTO results VALUES ", 3)
 INSERT_FAILURES: Final = BulkStatement("INSERT INTO failures VALUES ", 7)
+INSERT_LOGS: Final = BulkStatement("INSERT INTO logs VALUES ", 5)
+PUT_CHECKPOINTS: Final = BulkStatement("INSERT OR REPLACE INTO checkpoints VALUES ", 2)
+CHECKPOINTS: Final = """
+    SELECT seq, data FROM json_each(?) AS wanted CROSS JOIN checkpoints ON seq = wanted.value"""
 ADD_TO_COUNTERS: Final = BulkStatement(
     "INSERT INTO counters VALUES ",
     5,
@@ -176,7 +199,7 @@ def pick(types: int) -> str:
             WHERE ready = 1 AND task_type = ? ORDER BY priority DESC, run_at, seq LIMIT ?)"""
     return f"""
         SELECT json_group_array(json_array(
-            json_array({TASK_COLUMNS}),
+            json_array({JSON_COLUMNS}),
             coalesce((SELECT length(data) FROM payloads WHERE payloads.seq = number), 0)
         ) ORDER BY rank DESC, since, number)
         FROM (

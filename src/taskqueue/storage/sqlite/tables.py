@@ -15,9 +15,10 @@ from taskqueue.core.commands import Purge
 from taskqueue.core.errors import DataDamaged
 from taskqueue.core.keys import Key
 from taskqueue.core.repeats import Kept
-from taskqueue.core.task import Status, Task, tier_of
+from taskqueue.core.task import Status, Task, Tier, tier_of
+from taskqueue.storage.rows import row_of_task
 from taskqueue.storage.sqlite import statements as sql
-from taskqueue.storage.transaction import Purged, Tables
+from taskqueue.storage.tables import Purged, Tables
 
 MINUTES_KEPT: Final = 7 * 24 * 60 * MINUTE
 
@@ -61,7 +62,7 @@ class SqliteTables(Tables):
     async def write(self, changes: Changes, wall: int) -> None:
         connection = self._connection
         sql.INSERT_TASKS.run(
-            connection, [(*_as_row(task), readiness(task, wall)) for task in changes.inserted]
+            connection, [(*row_of_task(task), readiness(task, wall)) for task in changes.inserted]
         )
         sql.INSERT_PAYLOADS.run(connection, changes.payloads)
         sql.UPDATE_TASKS.run(connection, [_as_update(task, wall) for task in changes.updated])
@@ -72,6 +73,10 @@ class SqliteTables(Tables):
         )
         for answer in changes.kept:
             connection.execute(sql.KEEP, msgspec.structs.astuple(answer))
+        if changes.has_notes:
+            self._write_notes(changes)
+        if changes.deleted:
+            self._delete([task.seq for task in changes.deleted])
 
     async def keys(self) -> list[Key]:
         return load_keys(self._connection)
@@ -98,25 +103,37 @@ class SqliteTables(Tables):
         return dict(due)
 
     async def purge(self, purge: Purge, wall: int) -> Purged:
-        finished = sql.decoded(
-            self._connection, _FINISHED, sql.PAST_RETENTION, (purge.before, purge.limit)
-        )
-        if any(
-            status not in _PURGEABLE or updated_at >= purge.before
-            for _, _, status, _, updated_at in finished
+        gone: list[tuple[str, Status, Tier, int]] = []
+        most = self._forget(purge, wall)
+        for statement, before in (
+            (sql.PAST_RETENTION, purge.before),
+            (sql.PAST_OWN_RETENTION, wall),
         ):
-            raise DataDamaged("the index of ended tasks leads to one that may not be deleted")
-        if finished:
-            seqs = sql.as_json_numbers(seq for seq, *_ in finished)
+            finished = sql.decoded(self._connection, _FINISHED, statement, (before, purge.limit))
+            if any(
+                status not in _PURGEABLE or moment >= before for _, _, status, _, moment in finished
+            ):
+                raise DataDamaged("the index of ended tasks leads to one that may not be deleted")
+            self._delete([seq for seq, *_ in finished])
+            gone += [(name, status, tier_of(rank), 1) for _, name, status, rank, _ in finished]
+            most = max(most, len(finished))
+        return Purged(gone, most)
+
+    def _delete(self, seqs: Sequence[int]) -> None:
+        if seqs:
             for deletion in sql.DELETIONS:
-                self._connection.execute(deletion, (seqs,))
-        return Purged(
-            [(task_type, status, tier_of(rank), 1) for _, task_type, status, rank, _ in finished],
-            max(len(finished), self._forget(purge, wall)),
+                self._connection.execute(deletion, (sql.as_json_numbers(seqs),))
+
+    def _write_notes(self, changes: Changes) -> None:
+        sql.INSERT_LOGS.run(
+            self._connection,
+            [(seq, *msgspec.structs.astuple(line)) for seq, line in changes.logs],
         )
+        sql.PUT_CHECKPOINTS.run(self._connection, list(changes.checkpoints.items()))
 
     def _forget(self, purge: Purge, wall: int) -> int:
         numbers: list[int] = []
+        self._connection.execute(sql.HOLD_UNIQUE, (wall, purge.limit))
         for statement, before in (
             (sql.FORGET_KEPT, wall),
             (sql.FORGET_AUDIT, purge.audit_before),
@@ -138,6 +155,9 @@ class SqliteTables(Tables):
                 payloads[seq] = joined[start : start + size]
                 start += size
         return payloads
+
+    async def checkpoints(self, seqs: Sequence[int]) -> dict[int, bytes]:
+        return dict(sql.rows_of(self._connection, sql.CHECKPOINTS, (sql.as_json_numbers(seqs),)))
 
     async def next_due(self) -> int | None:
         due: int | None = sql.row_of(self._connection, sql.NEXT_DUE)[0]
@@ -170,10 +190,6 @@ def _as_text(value: Any) -> Any:
     return msgspec.json.encode(value).decode()
 
 
-def _as_row(task: Task) -> tuple[Any, ...]:
-    return msgspec.structs.astuple(task)
-
-
 def _as_update(task: Task, wall: int) -> tuple[Any, ...]:
     return (
         task.seq,
@@ -190,4 +206,7 @@ def _as_update(task: Task, wall: int) -> tuple[Any, ...]:
         task.progress,
         task.progress_note,
         task.losses,
+        task.priority,
+        task.expires_at,
+        task.logged,
     )
