@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from taskqueue.broker import ledger
 from taskqueue.broker.access import Access, Caller
 from taskqueue.broker.broker import Broker
+from taskqueue.broker.crew import Crew
 from taskqueue.broker.limits import RateLimiter
 from taskqueue.broker.upkeep import Upkeep
 from taskqueue.broker.workers import Workers
@@ -23,7 +24,7 @@ from taskqueue.core.commands import Complete, Fail, Purge, Release
 from taskqueue.core.errors import InvalidStatus, OutcomeUnknown, TaskQueueError
 from taskqueue.core.keys import Key
 from taskqueue.core.task import Event, Status, Task
-from taskqueue.storage import transaction
+from taskqueue.storage import claiming, transaction
 from taskqueue.storage.sqlite import reader, statements, tables, writer
 from taskqueue.storage.sqlite.mark import CommitMark
 
@@ -86,7 +87,7 @@ def retry_not_counted(patch: Patch) -> None:
 
 def delay_forgotten(patch: Patch) -> None:
     """A failed task comes back at once."""
-    patch.setattr(lifecycle, "delay_before", lambda _retry, _spread: 0)
+    patch.setattr(lifecycle, "_usual_delay", lambda _task, _spread: 0)
 
 
 def lost_worker_costs_a_delay(patch: Patch) -> None:
@@ -287,7 +288,7 @@ class _Trusting:
 
 def payload_checksum_skipped(patch: Patch) -> None:
     """Damaged payloads are handed out."""
-    patch.setattr(transaction, "zlib", _Trusting())
+    patch.setattr(claiming, "zlib", _Trusting())
 
 
 def result_checksum_skipped(patch: Patch) -> None:
@@ -311,8 +312,8 @@ def lease_on_the_wall_clock(patch: Patch) -> None:
         def __init__(self, clock: Clock) -> None:
             self.steady = clock.wall
 
-    def init(self: Workers, clock: Clock, lease: int) -> None:
-        real(self, Wall(clock), lease)  # type: ignore[arg-type]
+    def init(self: Workers, clock: Clock, lease: int, grace: int | None = None) -> None:
+        real(self, Wall(clock), lease, grace)  # type: ignore[arg-type]
 
     patch.setattr(Workers, "__init__", init)
 
@@ -338,7 +339,7 @@ def beat_revives(patch: Patch) -> None:
     async def reconcile(_self: Any, _request: Any, _caller: Any) -> list[str]:
         return []
 
-    patch.setattr(Broker, "_reconcile", reconcile)
+    patch.setattr(Crew, "_reconcile", reconcile)
 
 
 def deadline_not_enforced(patch: Patch) -> None:

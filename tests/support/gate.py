@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from taskqueue.core.audit import AuditEntry
 from taskqueue.core.batch import Applied, Batch, Minute
 from taskqueue.core.keys import Key
-from taskqueue.core.task import Status, Task, TaskDetail
+from taskqueue.core.task import LogLine, Status, Task, TaskDetail
 from taskqueue.storage.cluster import Alone, Cluster
 from taskqueue.storage.port import Count, Storage, TaskQuery, Totals
 from tests.support.model import ModelStorage
@@ -77,6 +77,15 @@ class GatedStorage(Storage):
 
     async def overdue(self, steady: int, limit: int) -> list[Task]:
         return []
+
+    async def number(self, query: TaskQuery) -> int:
+        return 0
+
+    async def expired(self, wall: int, limit: int) -> list[Task]:
+        return []
+
+    async def logs(self, task_id: str) -> list[LogLine] | None:
+        return None
 
     async def held(self, worker_ids: Sequence[str]) -> list[Task]:
         return []

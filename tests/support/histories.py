@@ -27,10 +27,16 @@ from taskqueue.core.batch import Applied
 from taskqueue.core.clock import SECOND, ManualClock
 from taskqueue.core.commands import (
     Cancel,
+    Change,
+    Checkpoint,
     Claim,
     Command,
     Complete,
+    Delete,
+    Expire,
+    Extend,
     Fail,
+    Log,
     Progress,
     Promote,
     Purge,
@@ -40,7 +46,9 @@ from taskqueue.core.commands import (
     TakeBack,
 )
 from taskqueue.core.errors import TaskQueueError
-from taskqueue.core.task import Event, Status
+from taskqueue.core.repeats import Unique, While
+from taskqueue.core.retry import RetryPolicy
+from taskqueue.core.task import Event, LogLevel, Options, Status
 from taskqueue.storage.cluster import News
 from taskqueue.storage.engines import open_storage
 from taskqueue.storage.port import TaskQuery
@@ -68,14 +76,40 @@ OTHERWISE: tuple[dict[str, Any], ...] = (
 )
 """What makes a submit under a known id a conflict."""
 
-HOLDERS_WORDS = (*("complete", "fail", "take_back") * 2, "release", "progress")
-WORDS = (*HOLDERS_WORDS, "cancel", "retry")
+NOTES = ("progress", "log", "checkpoint", "extend")
+HOLDERS_WORDS = (*("complete", "fail", "take_back") * 2, "release", *NOTES)
+OPERATORS = ("cancel", "retry", "change", "expire", "delete")
+WORDS = (*HOLDERS_WORDS, *OPERATORS)
 ANYTHING = (*("submit", "claim") * 3, *WORDS, "promote", "purge")
 SUITS = {
     "cancel": (Status.PENDING, Status.FAILED),
     "retry": (Status.DEAD_LETTER, Status.CANCELLED),
+    "change": (Status.PENDING, Status.FAILED),
+    "expire": (Status.PENDING, Status.FAILED),
+    "delete": (Status.COMPLETED, Status.DEAD_LETTER, Status.CANCELLED),
 }
 """The tasks that a word is for; those not named here are for running ones."""
+
+OPTIONS = (
+    None,
+    None,
+    Options(tags=("t",), retry=RetryPolicy(first=SECOND, factor=3.0, longest=6 * SECOND)),
+    Options(tags=("t", "u"), metadata={"k": "v", "é": "="}, retention=2 * SECOND),
+    Options(metadata={"k": "w"}, retention=0),
+)
+UNIQUE = (
+    *(None,) * 4,
+    Unique("a 1"),
+    Unique("a 1", replaces=True),
+    Unique("b 1", While.PENDING),
+    Unique("b 2", While.PERIOD, period=3 * SECOND),
+)
+LABELS: tuple[tuple[Any, ...], ...] = (
+    (("t",), ()),
+    (("t", "u"), (("k", "v"),)),
+    ((), (("k", "w"),)),
+    (("nobody",), ()),
+)
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 
@@ -210,9 +244,14 @@ class QueueHistory(RuleBasedStateMachine):
             ours = self.run(self.engine.storage.find(structs.replace(query, before_seq=place)))
             assert self.numbers.in_terms_of_the_model(ours) == self.run(self.oracle.find(query))
         self.compare("count", status, task_type)
+        labels = data.draw(st.sampled_from(LABELS))
+        labelled = TaskQuery(status, task_type, *page, None, *labels)
+        self.compare("find", labelled)
+        self.compare("number", labelled)
         task_id = data.draw(st.sampled_from(self.ids))
         self.compare("get", task_id)
         self.compare("payload", task_id)
+        self.compare("logs", task_id)
 
     def restart(self, set_back: float) -> None:
         """Only between two runs of a broker can its clock go back."""
@@ -252,6 +291,7 @@ class QueueHistory(RuleBasedStateMachine):
         self.compare("totals", self.clock.wall() - 3600 * SECOND, key=as_set)
         self.compare("counts", key=as_set)
         self.compare("overdue", self.clock.steady(), 100, key=by_seq)
+        self.compare("expired", self.clock.wall(), 100, key=by_seq)
         assert self.run(self.engine.storage.audit()) == []
 
     def compare(
@@ -302,7 +342,10 @@ class QueueHistory(RuleBasedStateMachine):
             max_retries=draw(st.sampled_from([2, 1, 0])),
             timeout=draw(st.sampled_from([1, 10, 300])) * SECOND,
             delay=draw(st.sampled_from([0, 0, 0, 0.001, 1, 30])),
+            options=draw(st.sampled_from(OPTIONS)),
+            expires_at=draw(st.sampled_from([None, None, self.clock.wall() + 40 * SECOND])),
         )
+        submit = structs.replace(submit, unique=draw(st.sampled_from(UNIQUE)))
         self.ids.append(submit.task.id)
         self.submits.append(submit)
         return submit
@@ -319,6 +362,11 @@ class QueueHistory(RuleBasedStateMachine):
         return self.spoken(draw, word, task_id, token)
 
     def spoken(self, draw: Draw, word: str, task_id: str, token: int) -> Command:
+        """What the word is."""
+        if word in NOTES:
+            return self.noted(draw, word, task_id, token)
+        if word in OPERATORS:
+            return self.ordered(draw, word, task_id)
         spread = draw(st.sampled_from([0.0, -1.0, 1.0]))
         match word:
             case "complete":
@@ -329,15 +377,37 @@ class QueueHistory(RuleBasedStateMachine):
                 return Fail(task_id, token, "E", "m", "t", retryable, delay, spread)
             case "release":
                 return Release(task_id, token, delay=draw(st.sampled_from([0, 0, 3 * SECOND])))
-            case "progress":
-                return Progress(task_id, token, draw(st.sampled_from([0.0, 0.5])), "n")
-            case "cancel":
-                return Cancel(task_id, running=draw(st.booleans()))
-            case "retry":
-                return Retry(task_id)
             case _:
                 why = draw(st.sampled_from([Event.LOSE, Event.TIME_OUT]))
                 return TakeBack(task_id, token, why, "m", spread, most_losses=2)
+
+    def noted(self, draw: Draw, word: str, task_id: str, token: int) -> Command:
+        """Something that an attempt says while it goes on."""
+        match word:
+            case "progress":
+                return Progress(task_id, token, draw(st.sampled_from([0.0, 0.5])), "n")
+            case "log":
+                return Log(task_id, token, LogLevel.INFO, draw(st.sampled_from(["", "line"])))
+            case "checkpoint":
+                return Checkpoint(task_id, token, draw(st.sampled_from(PAYLOADS)))
+            case _:
+                return Extend(task_id, token, 20 * SECOND)
+
+    def ordered(self, draw: Draw, word: str, task_id: str) -> Command:
+        """Something that nobody needs a token for."""
+        match word:
+            case "change":
+                later = self.clock.wall() + draw(st.sampled_from([0, 2])) * SECOND
+                priority = draw(st.sampled_from([None, 0, 250]))
+                return Change(task_id, priority, draw(st.sampled_from([None, later])))
+            case "expire":
+                return Expire(task_id)
+            case "delete":
+                return Delete(task_id)
+            case "cancel":
+                return Cancel(task_id, running=draw(st.booleans()))
+            case _:
+                return Retry(task_id)
 
 
 class ClusterHistory(QueueHistory):
@@ -421,13 +491,17 @@ def hear_of_a_batch(heard: asyncio.Event, news: News) -> None:
 
 
 def said(applied: Applied) -> tuple[Any, ...]:
-    """What a transaction said but for the depth, errors by their class and code."""
+    """What a transaction said but for the depth, errors by their class and code.
+
+    The changes of each task are in order; which task's come first is left to the engine.
+    """
     outcomes = [
         (type(one), one.code) if isinstance(one, TaskQueueError) else one
         for one in applied.outcomes
     ]
     ready = {kind: number for kind, number in applied.ready.items() if number}
-    return outcomes, applied.moved, ready, applied.next_due
+    moved = sorted(applied.moved, key=lambda task: task.id)
+    return outcomes, moved, ready, applied.next_due
 
 
 def as_set(answer: Any) -> Any:

@@ -13,13 +13,20 @@ from msgspec.structs import replace
 from taskqueue.core.audit import AuditEntry
 from taskqueue.core.batch import Applied, Batch, CounterKey, Minute
 from taskqueue.core.commands import (
+    AttemptNote,
     Audited,
     Cancel,
+    Change,
+    Checkpoint,
     Claim,
     Command,
     Complete,
     CreateKey,
+    Delete,
+    Expire,
+    Extend,
     KeyCommand,
+    Log,
     NoteKeyUse,
     Outcome,
     Progress,
@@ -43,8 +50,18 @@ from taskqueue.core.errors import (
     TaskQueueError,
 )
 from taskqueue.core.keys import Key, Permission
-from taskqueue.core.repeats import Repeat
-from taskqueue.core.task import ClaimedTask, Event, Failure, Status, Task, TaskDetail, Tier
+from taskqueue.core.repeats import LOOK_AGAIN, Repeat, While
+from taskqueue.core.task import (
+    ClaimedTask,
+    Event,
+    Failure,
+    LogLine,
+    Options,
+    Status,
+    Task,
+    TaskDetail,
+    Tier,
+)
 from taskqueue.storage.cluster import Alone, Cluster
 from taskqueue.storage.port import Count, Storage, TaskQuery, Totals
 
@@ -71,6 +88,10 @@ class ModelStorage(Storage):
         self.log: list[AuditEntry] = []
         self.noted = 0
         self.first_submits: dict[str, tuple[Submit, Task]] = {}
+        self.checkpoints: dict[str, bytes] = {}
+        self.lines: dict[str, list[LogLine]] = {}
+        self.holders_of_keys: dict[str, Task] = {}
+        self.keys_until: dict[str, int] = {}
         self.latest_claims: dict[str, tuple[Repeat, dict[str, int]]] = {}
 
     async def open(self) -> None:
@@ -83,6 +104,10 @@ class ModelStorage(Storage):
         self.now, self.steady = batch.wall, batch.steady
         self.moved: list[Task] = []
         self.promoted: set[str] = set()
+        keys = {one.unique.key for one in batch.commands if isinstance(one, Submit) and one.unique}
+        self.looked_at = {
+            self.holders_of_keys[key].id for key in keys & self.holders_of_keys.keys()
+        }
         outcomes: list[Outcome | TaskQueueError] = [0] * len(batch.commands)
         # The order inside a transaction: words about tasks, then chores, then claims.
         self._each(
@@ -108,7 +133,8 @@ class ModelStorage(Storage):
     async def _earliest_left_waiting(self, batch: Batch) -> int | None:
         if any(isinstance(one, Promote) for one in batch.commands):
             return await self.next_due()
-        touched = {self._id_of(one) for one in batch.commands} & self.tasks.keys()
+        touched = {self._id_of(one) for one in batch.commands} | self.looked_at
+        touched &= self.tasks.keys()
         return min(
             (
                 self.tasks[one].run_at
@@ -172,15 +198,38 @@ class ModelStorage(Storage):
     def _submit(self, command: Submit) -> Task:
         repeat = command.repeat
         if repeat is None:
-            return self._submit_by_id(command)
+            return self._submit_uniquely(command)
         first = self.first_submits.get(repeat.key)
         if first is None or (first[0].repeat or repeat).until <= self.now:
-            task = self._submit_by_id(command)
+            task = self._submit_uniquely(command)
             self.first_submits[repeat.key] = command, task
             return task
         if not _is_same(first[1], command.task) or repeat.task_id not in (None, first[1].id):
             raise IdempotencyConflict("")
         return first[1]
+
+    def _submit_uniquely(self, command: Submit) -> Task:
+        unique = command.unique
+        if unique is None:
+            return self._submit_by_id(command)
+        first = self.holders_of_keys.get(unique.key)
+        if first is not None and first.id != command.task.id:
+            holder = self.tasks.get(first.id)
+            status = None if holder is None else holder.status
+            is_there = {
+                While.PENDING: status in WAITING,
+                While.RUNNING: status in (*WAITING, Status.IN_PROGRESS),
+                While.PERIOD: self.now < first.created_at + unique.period,
+            }
+            if is_there[unique.span] and not unique.replaces:
+                return replace(command.task, id=first.id, created_at=first.created_at)
+            if is_there[unique.span] and holder is not None and status in WAITING:
+                self._by_operator(holder, Cancel(holder.id))
+        task = self._submit_by_id(command)
+        self.holders_of_keys[unique.key] = task
+        span = unique.period if unique.span is While.PERIOD else LOOK_AGAIN
+        self.keys_until[unique.key] = self.now + span
+        return task
 
     def _submit_by_id(self, command: Submit) -> Task:
         asked, known = command.task, self.tasks.get(command.task.id)
@@ -192,6 +241,7 @@ class ModelStorage(Storage):
         self.next_seq += 1
         self.payloads[task.id] = command.payload
         self.failures[task.id] = []
+        self.lines[task.id] = []
         return self._put(task)
 
     def _about_one(self, command: Any) -> Task | Key:
@@ -200,8 +250,10 @@ class ModelStorage(Storage):
         task = self.tasks.get(command.task_id)
         if task is None or not task.task_type.startswith(command.scope):
             raise TaskNotFound("")
-        if isinstance(command, Cancel | Retry):
+        if isinstance(command, Cancel | Retry | Change | Delete):
             return self._by_operator(task, command)
+        if isinstance(command, Expire):
+            return self._expired(task)
         mine = task.status is Status.IN_PROGRESS and task.token == command.token
         if isinstance(command, TakeBack):
             return self._taken_back(task, command) if mine else task
@@ -261,7 +313,31 @@ class ModelStorage(Storage):
         live = [key for key in self.known_keys.values() if self._is_live(key)]
         return {key.id for key in live if Permission.ADMIN in key.permissions}
 
-    def _by_operator(self, task: Task, command: Cancel | Retry) -> Task:
+    def _expired(self, task: Task) -> Task:
+        if task.status not in WAITING or task.expires_at is None or task.expires_at > self.now:
+            return task
+        text = "it was not started before its expiry"
+        self.failures[task.id].append(Failure(task.token, self.now, None, "Expired", text))
+        return self._put(self._changed(task, Event.EXPIRE, status=Status.CANCELLED))
+
+    def _deleted(self, task: Task) -> Task:
+        if task.status not in (*OVER, Status.DEAD_LETTER):
+            raise InvalidStatus("")
+        self._forget(task)
+        return task
+
+    def _altered(self, task: Task, command: Change) -> Task:
+        if task.status not in WAITING:
+            raise InvalidStatus("")
+        fields = {"priority": command.priority, "run_at": command.run_at}
+        wanted = {name: value for name, value in fields.items() if value is not None}
+        return self._put(self._changed(task, Event.CHANGE, **wanted))
+
+    def _by_operator(self, task: Task, command: Cancel | Retry | Change | Delete) -> Task:
+        if isinstance(command, Delete):
+            return self._deleted(task)
+        if isinstance(command, Change):
+            return self._altered(task, command)
         if isinstance(command, Cancel):
             if task.status in WAITING:
                 return self._put(self._changed(task, Event.CANCEL, status=Status.CANCELLED))
@@ -276,16 +352,28 @@ class ModelStorage(Storage):
         return self._put(self._changed(task, Event.RETRY, status=Status.PENDING, **fresh))
 
     def _said_by_holder(self, task: Task, command: Any) -> Task:
+        if isinstance(command, AttemptNote):
+            return self._note(task, command)
+        return self._ended(task, command)
+
+    def _note(self, task: Task, command: AttemptNote) -> Task:
         match command:
             case Progress():
-                after = replace(
-                    task,
-                    progress=command.fraction,
-                    progress_note=command.note,
-                    updated_at=max(task.updated_at, self.now),
-                )
-                self.tasks[task.id] = after
-                return after
+                return self._noted(task, progress=command.fraction, progress_note=command.note)
+            case Log():
+                if task.logged < 1_000:
+                    self.lines[task.id].append(
+                        LogLine(task.token, self.now, command.level, command.message)
+                    )
+                return self._noted(task, logged=min(1_000, task.logged + 1))
+            case Checkpoint():
+                self.checkpoints[task.id] = command.data
+                return self._noted(task)
+            case Extend():
+                return self._noted(task, deadline=self.steady + command.time)
+
+    def _ended(self, task: Task, command: Any) -> Task:
+        match command:
             case Complete():
                 self.results[task.id] = command.result
                 return self._put(
@@ -318,6 +406,11 @@ class ModelStorage(Storage):
                 )
                 return self._failed(task, Event.FAIL, failure, delay, command.retryable)
 
+    def _noted(self, task: Task, **fields: Any) -> Task:
+        after = replace(task, updated_at=max(task.updated_at, self.now), **fields)
+        self.tasks[task.id] = after
+        return after
+
     def _taken_back(self, task: Task, command: TakeBack) -> Task:
         lost = command.why is Event.LOSE
         kind = "WorkerLost" if lost else "TimedOut"
@@ -332,8 +425,12 @@ class ModelStorage(Storage):
         return self._failed(task, command.why, failure, delay, not is_poison)
 
     def _usual_delay(self, task: Task, spread: float) -> int:
-        seconds: int = min(3600, 5 * 2**task.retry_count)
-        return round(seconds * 1_000_000 * (1 + spread * 0.1))
+        policy = (task.options or Options()).retry
+        if policy is None:
+            seconds: int = min(3600, 5 * 2**task.retry_count)
+            return round(seconds * 1_000_000 * (1 + spread * 0.1))
+        delay = min(policy.longest, policy.first * policy.factor**task.retry_count)
+        return round(delay * (1 + spread * policy.jitter))
 
     def _failed(
         self, task: Task, event: Event, failure: Failure, delay: int, retryable: bool
@@ -357,7 +454,7 @@ class ModelStorage(Storage):
         latest = self.latest_claims.get(command.worker_id)
         if repeat is not None and latest is not None and latest[0].key == repeat.key:
             held = [
-                ClaimedTask(task, self.payloads[task_id])
+                ClaimedTask(task, self.payloads[task_id], self.checkpoints.get(task_id))
                 for task_id, token in latest[1].items()
                 if latest[0].until > self.now
                 and (task := self.tasks.get(task_id)) is not None
@@ -380,7 +477,11 @@ class ModelStorage(Storage):
         ]
         wanted.sort(key=lambda task: (-task.priority, task.run_at, task.seq))
         claimed = []
-        for task in wanted[: command.limit]:
+        for task in wanted:
+            if len(claimed) == command.limit:
+                break
+            if self._expired(task) is not task:
+                continue
             after = self._changed(
                 task,
                 Event.CLAIM,
@@ -392,7 +493,8 @@ class ModelStorage(Storage):
                 progress=None,
                 progress_note="",
             )
-            claimed.append(ClaimedTask(self._put(after), self.payloads[task.id]))
+            checkpoint = self.checkpoints.get(task.id)
+            claimed.append(ClaimedTask(self._put(after), self.payloads[task.id], checkpoint))
         return claimed
 
     def _promote(self, command: Promote) -> int:
@@ -415,14 +517,49 @@ class ModelStorage(Storage):
         ]
         old.sort(key=lambda task: (task.updated_at, task.seq))
         for task in old[: command.limit]:
-            for store in (self.tasks, self.payloads, self.results, self.failures):
-                store.pop(task.id, None)
+            self._forget(task)
+        expired = [
+            task
+            for task in self.tasks.values()
+            if task.status in OVER and task.expires_at is not None and task.expires_at < self.now
+        ]
+        expired.sort(key=lambda task: (task.expires_at, task.seq))
+        for task in expired[: command.limit]:
+            self._forget(task)
         before = len(self.log)
         self.log = [entry for entry in self.log if entry.at >= command.audit_before]
-        return max(len(old[: command.limit]), before - len(self.log))
+        numbers = (len(old), len(expired), before - len(self.log), self._forget_keys(command.limit))
+        return max(min(number, command.limit) for number in numbers)
+
+    def _forget_keys(self, limit: int) -> int:
+        over = [key for key, until in self.keys_until.items() if until <= self.now]
+        over.sort(key=lambda key: (self.keys_until[key], key))
+        living = [
+            key
+            for key in over
+            if (task := self.tasks.get(self.holders_of_keys[key].id)) is not None
+            and task.status in (*WAITING, Status.IN_PROGRESS)
+        ]
+        for key in living[:limit]:
+            self.keys_until[key] = self.now + LOOK_AGAIN
+        dead = [key for key in over if key not in living][:limit]
+        for key in dead:
+            del self.keys_until[key], self.holders_of_keys[key]
+        return len(dead)
+
+    def _forget(self, task: Task) -> None:
+        stores = (self.payloads, self.results, self.failures, self.checkpoints, self.lines)
+        for store in (self.tasks, *stores):
+            store.pop(task.id, None)
+        self.claimable.discard(task.id)
 
     def _changed(self, task: Task, event: Event, **fields: Any) -> Task:
         updated = max(task.updated_at, self.now)
+        if fields.get("status") in OVER:
+            retention = (task.options or Options()).retention
+            fields["expires_at"] = None if retention is None else self.now + retention
+        elif event is Event.RETRY:
+            fields["expires_at"] = None
         return replace(task, last_event=event, updated_at=updated, **fields)
 
     def _put(self, task: Task) -> Task:
@@ -460,12 +597,24 @@ class ModelStorage(Storage):
             if query.status in (None, task.status)
             and query.task_type in (None, task.task_type)
             and (query.before_seq is None or task.seq < query.before_seq)
+            and set(query.tags) <= set((task.options or Options()).tags)
+            and set(query.metadata) <= set((task.options or Options()).metadata.items())
         ]
         found.sort(key=lambda task: -task.seq)
         return found[query.offset : query.offset + query.limit]
 
     async def count(self, status: Status | None, task_type: str | None) -> int:
         return len(await self.find(TaskQuery(status, task_type, limit=10**9)))
+
+    async def number(self, query: TaskQuery) -> int:
+        return len(await self.find(replace(query, limit=10**9, offset=0, before_seq=None)))
+
+    async def expired(self, wall: int, limit: int) -> list[Task]:
+        waiting = [task for task in self.tasks.values() if task.status in WAITING]
+        return [one for one in waiting if one.expires_at and one.expires_at <= wall][:limit]
+
+    async def logs(self, task_id: str) -> list[LogLine] | None:
+        return self.lines.get(task_id)
 
     async def totals(self, since: int) -> Totals:
         summed: dict[CounterKey, tuple[int, int]] = {}

@@ -19,7 +19,7 @@ class Numbers:
     def __init__(self, *, are_counted: bool) -> None:
         """`are_counted`: they must be the model's own, which counts from 1."""
         self._are_counted = are_counted
-        self._theirs: dict[int, int] = {}
+        self._theirs = {0: 0}  # a submit that another task stands for has no number
 
     def learn(self, ours: Applied, theirs: Applied) -> None:
         """Note how the new tasks of a transaction are numbered."""

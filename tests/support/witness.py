@@ -8,6 +8,7 @@ from collections import Counter
 from typing import Final
 
 from taskqueue.core.batch import Applied
+from taskqueue.core.retry import RetryPolicy
 from taskqueue.core.task import Event, Status, Task
 
 WAITING: Final = {Status.PENDING, Status.FAILED}
@@ -23,6 +24,8 @@ STEPS: Final[dict[Event, tuple[set[Status], set[Status]]]] = {
     Event.RELEASE: (RUNNING, {Status.PENDING}),
     Event.CANCEL: (WAITING, {Status.CANCELLED}),
     Event.STOP: (RUNNING, {Status.CANCELLED}),
+    Event.EXPIRE: (WAITING, {Status.CANCELLED}),
+    Event.CHANGE: (WAITING, WAITING),
     Event.RETRY: ({Status.DEAD_LETTER, Status.CANCELLED}, {Status.PENDING}),
 }
 """From which statuses each event leads to which. A submit leads from nothing to pending."""
@@ -30,7 +33,6 @@ STEPS: Final[dict[Event, tuple[set[Status], set[Status]]]] = {
 FOR_LIFE: Final = (
     "seq",
     "task_type",
-    "priority",
     "timeout",
     "max_retries",
     "payload_crc",
@@ -64,8 +66,8 @@ class Witness:
 
     def _see_new(self, task: Task) -> None:
         known = self._known.get(task.id)
-        assert known is None or known.status in (Status.COMPLETED, Status.CANCELLED), (
-            "an id got a second task, and the first one cannot have been purged"
+        assert known is None or known.is_terminal, (
+            "an id got a second task, and the first one cannot have been deleted"
         )
         assert (task.status, task.token, task.retry_count) == (Status.PENDING, 0, 0)
         assert task.seq > self._latest_seq, "a number was given twice"
@@ -79,6 +81,9 @@ class Witness:
         assert [getattr(now, one) for one in FOR_LIFE] == [getattr(was, one) for one in FOR_LIFE]
         assert now.updated_at >= was.updated_at, "time went backwards"
         assert now.token == was.token + (now.last_event is Event.CLAIM)
+        if now.last_event is Event.CHANGE:
+            assert (now.status, now.retry_count) == (was.status, was.retry_count)
+            return
         self._count_executions(was, now)
         if now.last_event is Event.CLAIM:
             assert was.run_at <= self._latest_wall, "claimed before its time"
@@ -101,7 +106,9 @@ class Witness:
         if now.last_event is Event.LOSE:
             assert waits == 0, "a lost worker delayed the next attempt"
         elif now.last_event is Event.TIME_OUT:
-            usual = min(3600, 5 * 2**was.retry_count) * 1_000_000
-            assert 0.9 * usual - 1 <= waits <= 1.1 * usual + 1, "outside the band of the jitter"
+            policy = (now.options and now.options.retry) or RetryPolicy()
+            usual = min(policy.longest, policy.first * policy.factor**was.retry_count)
+            low, high = usual * (1 - policy.jitter), usual * (1 + policy.jitter)
+            assert low - 1 <= waits <= high + 1, "outside the band of the jitter"
         else:
             assert waits >= 0

@@ -12,7 +12,7 @@ from taskqueue.core.commands import Cancel, Fail
 from taskqueue.core.errors import InvalidStatus, known_errors
 from taskqueue.core.ids import canonical_task_id, new_task_id, new_worker_id
 from taskqueue.core.lifecycle import LONGEST_TEXT, MOVES
-from taskqueue.core.retry import delay_before
+from taskqueue.core.retry import USUAL, RetryPolicy
 from taskqueue.core.task import CLAIMABLE, TERMINAL, Event, Status, Tier, tier_of
 from tests.support.tasks import START, a_submit
 
@@ -37,12 +37,13 @@ def test_a_refusal_says_what_would_be_allowed() -> None:
     with pytest.raises(
         InvalidStatus, match="is in_progress; only a task that is failed or pending"
     ):
-        lifecycle.settle(task, Cancel(task.id), wall=START)
+        lifecycle.settle(task, Cancel(task.id), wall=START, steady=START)
 
 
 def test_a_long_error_is_kept_cut_and_says_so() -> None:
     task = lifecycle.claim(a_submit().task, "w", wall=START, steady=START)
-    _, failure = lifecycle.settle(task, Fail(task.id, 1, "E", "m" * 100_000, "t" * 9), wall=START)
+    word = Fail(task.id, 1, "E", "m" * 100_000, "t" * 9)
+    _, failure = lifecycle.settle(task, word, wall=START, steady=START)
     assert failure is not None
     assert len(failure.message) == LONGEST_TEXT
     assert failure.message.endswith("[cut]")
@@ -58,9 +59,20 @@ def test_tiers_are_bands_of_priority(priority: int, tier: Tier) -> None:
 
 
 def test_the_delay_is_capped_for_any_count() -> None:
-    assert delay_before(1, 0) == 5 * SECOND
-    assert delay_before(10, 0) == 2560 * SECOND
-    assert delay_before(11, 0) == delay_before(1_000, 0) == 3600 * SECOND
+    assert USUAL.delay_before(1, 0) == 5 * SECOND
+    assert USUAL.delay_before(10, 0) == 2560 * SECOND
+    assert USUAL.delay_before(11, 0) == USUAL.delay_before(1_000, 0) == 3600 * SECOND
+
+
+def test_a_policy_of_a_task_s_own_says_how_delays_grow() -> None:
+    policy = RetryPolicy(first=SECOND, factor=3.0, longest=20 * SECOND, jitter=0.5)
+    assert [policy.delay_before(retry, 0) // SECOND for retry in (1, 2, 3, 4, 999)] == [
+        *(1, 3, 9, 20, 20)
+    ]
+    assert policy.delay_before(2, -1) == 1_500_000
+    assert policy.delay_before(2, 1) == 4_500_000
+    steady = RetryPolicy(first=SECOND, factor=1.0)
+    assert steady.delay_before(1, 0) == steady.delay_before(50, 0) == SECOND
 
 
 def test_the_wall_clock_never_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,14 @@ from taskqueue.core import lifecycle
 from taskqueue.core.clock import SECOND
 from taskqueue.core.commands import (
     Cancel,
+    Change,
+    Checkpoint,
     Complete,
+    Delete,
+    Expire,
+    Extend,
     Fail,
+    Log,
     Progress,
     Release,
     Retry,
@@ -16,7 +22,7 @@ from taskqueue.core.commands import (
     TaskCommand,
 )
 from taskqueue.core.errors import IdempotencyConflict, InvalidStatus, LeaseLost
-from taskqueue.core.task import Event, Failure, Status, Task
+from taskqueue.core.task import Event, Failure, LogLevel, Options, Status, Task
 from tests.support.tasks import START, a_submit
 
 NEW = replace(a_submit().task, seq=1)
@@ -25,7 +31,7 @@ OLD_TOKEN, LIVE_TOKEN = 0, 1
 
 
 def settled(task: Task, command: TaskCommand, wall: int = START) -> Task:
-    return lifecycle.settle(task, command, wall=wall)[0]
+    return lifecycle.settle(task, command, wall=wall, steady=START)[0]
 
 
 TASKS = {
@@ -46,8 +52,12 @@ def words(token: int) -> dict[Event, TaskCommand]:
         Event.LOSE: TakeBack(NEW.id, token, Event.LOSE, "gone"),
         Event.TIME_OUT: TakeBack(NEW.id, token, Event.TIME_OUT, "late"),
         Event.CANCEL: Cancel(NEW.id),
+        Event.CHANGE: Change(NEW.id, priority=7),
         Event.RETRY: Retry(NEW.id),
     }
+
+
+BY_OPERATOR = (Event.CANCEL, Event.CHANGE, Event.RETRY)
 
 
 @pytest.mark.parametrize("status", Status)
@@ -63,7 +73,7 @@ def test_each_command_leads_where_the_table_says_and_nowhere_else(
     elif event in (Event.LOSE, Event.TIME_OUT) or task.last_event is event is not Event.CANCEL:
         assert settled(task, command) is task
     else:
-        with pytest.raises(InvalidStatus if event in (Event.CANCEL, Event.RETRY) else LeaseLost):
+        with pytest.raises(InvalidStatus if event in BY_OPERATOR else LeaseLost):
             settled(task, command)
 
 
@@ -104,7 +114,8 @@ def test_taking_back_under_an_old_token_changes_nothing() -> None:
 @pytest.mark.parametrize("event", [Event.FAIL, Event.LOSE, Event.TIME_OUT])
 def test_an_attempt_without_retries_left_is_the_last_one(event: Event) -> None:
     task = replace(RUNNING, retry_count=3)
-    after, failure = lifecycle.settle(task, words(LIVE_TOKEN)[event], wall=START + 1)
+    word = words(LIVE_TOKEN)[event]
+    after, failure = lifecycle.settle(task, word, wall=START + 1, steady=START)
     assert (after.status, after.retry_count, after.last_event) == (Status.DEAD_LETTER, 3, event)
     assert failure is not None
     assert (failure.attempt, failure.at, failure.worker_id) == (1, START + 1, "w")
@@ -135,6 +146,56 @@ def test_progress_is_kept_while_the_attempt_lasts_and_refused_afterwards() -> No
     ).progress_note == ("")
     with pytest.raises(LeaseLost):
         settled(RUNNING, Progress(NEW.id, 0, 0.5, "half"))
+
+
+@pytest.mark.parametrize("status", Status)
+def test_a_task_expires_only_while_it_waits_and_once_its_time_has_come(status: Status) -> None:
+    task = replace(TASKS[status], expires_at=START + 10)
+    assert settled(task, Expire(task.id), START + 9) is task
+    after = settled(task, Expire(task.id), START + 10)
+    if status in (Status.PENDING, Status.FAILED):
+        assert (after.status, after.last_event) == (Status.CANCELLED, Event.EXPIRE)
+        assert after.expires_at is None
+    else:
+        assert after is task
+
+
+@pytest.mark.parametrize("status", Status)
+def test_only_a_task_that_has_ended_can_be_deleted(status: Status) -> None:
+    task = TASKS[status]
+    if task.is_terminal:
+        assert settled(task, Delete(task.id)) is task
+    else:
+        with pytest.raises(InvalidStatus, match="only a task that has ended"):
+            settled(task, Delete(task.id))
+
+
+def test_a_retention_of_its_own_begins_with_the_end_and_is_over_with_a_retry() -> None:
+    task = replace(RUNNING, options=Options(retention=7), expires_at=START + 1)
+    done = settled(task, Complete(NEW.id, 1, b""), START + 100)
+    assert done.expires_at == START + 107
+    cancelled = settled(replace(NEW, options=Options(retention=7)), Cancel(NEW.id))
+    assert cancelled.expires_at == START + 7
+    assert settled(cancelled, Retry(NEW.id)).expires_at is None
+
+
+def test_what_an_attempt_notes_leaves_its_status_and_needs_its_token() -> None:
+    for note in (
+        Log(NEW.id, 1, LogLevel.INFO, "line"),
+        Checkpoint(NEW.id, 1, b"half"),
+        Extend(NEW.id, 1, 99),
+    ):
+        after = settled(RUNNING, note, START + 1)
+        assert (after.status, after.last_event) == (Status.IN_PROGRESS, Event.CLAIM)
+        assert after.updated_at == START + 1
+        with pytest.raises(LeaseLost):
+            settled(RUNNING, replace(note, token=0))
+    assert settled(RUNNING, Extend(NEW.id, 1, 99)).deadline == START + 99
+
+
+def test_a_log_has_a_bounded_number_of_lines() -> None:
+    full = replace(RUNNING, logged=lifecycle.MOST_LOGGED)
+    assert settled(full, Log(NEW.id, 1, LogLevel.INFO, "line")).logged == lifecycle.MOST_LOGGED
 
 
 def test_a_task_released_under_a_clock_that_was_set_back_is_ready_at_once() -> None:

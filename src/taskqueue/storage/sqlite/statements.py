@@ -51,20 +51,19 @@ KEPT: Final = f"""
         ON scope = wanted.value ->> 0 AND name = wanted.value ->> 1
         WHERE kept.key = wanted.value ->> 2 AND (until > ? OR scope = 'unique'))"""
 KEEP: Final = "INSERT OR REPLACE INTO kept VALUES (?, ?, ?, ?, ?)"
-HOLD_UNIQUE: Final = f"""
-    UPDATE kept SET until = ?1 + {LOOK_AGAIN} WHERE scope = 'unique' AND name IN (
-        SELECT name FROM kept WHERE until <= ?1 AND scope = 'unique' ORDER BY until LIMIT ?2)
-    AND EXISTS (
+_HOLDER_LIVES: Final = """
+    EXISTS (
         SELECT 1 FROM tasks WHERE id = kept.answer ->> 0
         AND status IN ('pending', 'in_progress', 'failed'))"""
+HOLD_UNIQUE: Final = f"""
+    UPDATE kept SET until = ?1 + {LOOK_AGAIN} WHERE scope = 'unique' AND name IN (
+        SELECT name FROM kept WHERE until <= ?1 AND scope = 'unique' AND {_HOLDER_LIVES}
+        ORDER BY until LIMIT ?2)"""
 """A task that has not ended keeps its unique key, however old it is."""
-FORGET_KEPT: Final = """
+FORGET_KEPT: Final = f"""
     DELETE FROM kept WHERE (scope, name) IN (
-        SELECT scope, name FROM kept WHERE until <= ? AND CASE WHEN scope = 'unique' THEN
-            NOT EXISTS (
-                SELECT 1 FROM tasks WHERE id = kept.answer ->> 0
-                AND status IN ('pending', 'in_progress', 'failed'))
-            ELSE true END
+        SELECT scope, name FROM kept
+        WHERE until <= ? AND CASE WHEN scope = 'unique' THEN NOT {_HOLDER_LIVES} ELSE true END
         ORDER BY until LIMIT ?)"""
 IS_FINISHED: Final = "status IN ('completed', 'cancelled')"
 
