@@ -128,6 +128,8 @@ def test_what_goes_wrong_is_one_line_and_an_exit_code(
 def test_no_broker_is_exit_code_seven() -> None:
     ran = Tq(f"127.0.0.1:{free_port()}")("stats", code=7)
     assert b"no broker answers" in ran.stderr
+    assert b"tq serve" in ran.stderr
+    assert ran.stderr.count(b"\n") == 1
 
 
 def test_stats_and_versions(tq: Tq) -> None:

@@ -353,10 +353,10 @@ class ModelStorage(Storage):
 
     def _said_by_holder(self, task: Task, command: Any) -> Task:
         if isinstance(command, AttemptNote):
-            return self._note(task, command)
+            return self._noted_by_holder(task, command)
         return self._ended(task, command)
 
-    def _note(self, task: Task, command: AttemptNote) -> Task:
+    def _noted_by_holder(self, task: Task, command: AttemptNote) -> Task:
         match command:
             case Progress():
                 return self._noted(task, progress=command.fraction, progress_note=command.note)
@@ -476,7 +476,7 @@ class ModelStorage(Storage):
             if task.id in self.claimable and task.task_type in command.task_types
         ]
         wanted.sort(key=lambda task: (-task.priority, task.run_at, task.seq))
-        claimed = []
+        claimed: list[ClaimedTask] = []
         for task in wanted:
             if len(claimed) == command.limit:
                 break

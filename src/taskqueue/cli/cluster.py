@@ -4,9 +4,9 @@ import sys
 from datetime import datetime
 from typing import Any, Final
 
-from taskqueue.cli.options import ApiKey, Output, Url
-from taskqueue.cli.output import as_row, print_record, print_rows
-from taskqueue.cli.tasks import connected
+from taskqueue.cli.options import HERE, ONCE, LiveForm, Target
+from taskqueue.cli.output import Form, as_row, is_for_programs, print_record, print_rows
+from taskqueue.cli.watching import shown
 from taskqueue.core.clock import EPOCH
 from taskqueue.wire.cluster import ClusterBrokerReply, ClusterReply
 
@@ -14,23 +14,26 @@ BROKER_COLUMNS: Final = ("id", "address", "version", "since", "silent", "load", 
 NODE_COLUMNS: Final = ("name", "role", "state", "lag_bytes", "lag_seconds")
 
 
-def cluster(*, output: Output = None, url: Url = None, api_key: ApiKey = None) -> None:
+def cluster(*, form: LiveForm = ONCE, broker: Target = HERE) -> None:
     """Show the brokers and the database under them; exit code 1 where not all is well."""
-    with connected(url, api_key) as client:
+
+    def show() -> None:
         view = client.cluster()
-    match output:
-        case "json" | "jsonl":
-            print_record(as_row(view), output)
-        case "id":
-            print("\n".join(broker.broker_id for broker in view.brokers))
-        case _:
-            _print_tables(view)
-    if not view.healthy:
-        print(f"tq: the cluster is degraded: {view.complaint}", file=sys.stderr)
-        raise SystemExit(1)
+        if form.output == "id":
+            print("\n".join(one.broker_id for one in view.brokers))
+        elif is_for_programs(form) or form.fields:
+            print_record(as_row(view), form)
+        else:
+            _print_tables(view, form)
+        if not view.healthy:
+            print(f"tq: the cluster is degraded: {view.complaint}", file=sys.stderr)
+            raise SystemExit(1)
+
+    with broker.connect() as client:
+        shown(form, show)
 
 
-def _print_tables(view: ClusterReply) -> None:
+def _print_tables(view: ClusterReply, form: Form) -> None:
     print_record(
         {
             "status": "healthy" if view.healthy else "degraded",
@@ -38,15 +41,15 @@ def _print_tables(view: ClusterReply) -> None:
             "term": view.term,
             "quorum": view.quorum,
         },
-        None,
+        form,
     )
     print()
     # By their clock, not that of this machine. While no primary answers, none may be heard of.
     now = max((broker.last_seen for broker in view.brokers), default=EPOCH)
-    print_rows([_broker_row(broker, now) for broker in view.brokers], None, BROKER_COLUMNS)
+    print_rows([_broker_row(broker, now) for broker in view.brokers], form, BROKER_COLUMNS)
     if view.database:
         print()
-        print_rows([as_row(node) for node in view.database], None, NODE_COLUMNS)
+        print_rows([as_row(node) for node in view.database], form, NODE_COLUMNS)
 
 
 def _broker_row(broker: ClusterBrokerReply, now: datetime) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import contextlib
 import os
 import signal
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -46,6 +47,17 @@ def dev(
         os.environ.setdefault("TQ_API_KEY", loaded.settings.access.bootstrap_key)
     set_up_logs("warning", "auto")
     uvloop.run(_run(app, loaded, concurrency))
+
+
+def demo(
+    *,
+    http: Annotated[str | None, Parameter(help="HOST:PORT of the REST door")] = None,
+    native: Annotated[str | None, Parameter(help="HOST:PORT of the native door")] = None,
+    grpc: Annotated[str | None, Parameter(help="HOST:PORT of the gRPC door")] = None,
+) -> None:
+    """Run a broker and sample handlers on tasks that are gone when it stops."""
+    with tempfile.TemporaryDirectory(prefix="tq-demo-") as folder:
+        dev(http=http, native=native, grpc=grpc, data=folder)
 
 
 async def _run(app: str, loaded: Loaded, concurrency: int) -> None:

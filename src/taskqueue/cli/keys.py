@@ -7,13 +7,15 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from taskqueue.cli.options import ApiKey, Output, Url
-from taskqueue.cli.output import Format, as_row, print_record, print_rows
-from taskqueue.cli.tasks import connected
+from taskqueue.cli.bulk import ask
+from taskqueue.cli.completion import key_ids
+from taskqueue.cli.options import AS_IT_IS, HERE, Target
+from taskqueue.cli.output import PLAIN, Form, as_row, is_for_programs, print_record, print_rows
 from taskqueue.core.clock import SystemClock, moment
-from taskqueue.core.errors import InvalidRequest
 from taskqueue.core.keys import Permission
 from taskqueue.wire.administration import KeyReply
+
+KeyId = Annotated[str, Parameter(completer=key_ids)]
 
 LIST_COLUMNS = ("key_id", "name", "hint", "permissions", "state", "last_used_at")
 AUDIT_COLUMNS = ("number", "at", "name", "address", "operation", "target", "outcome")
@@ -29,6 +31,7 @@ def create(
     name: Annotated[str, Parameter(help="says who has it")],
     permission: Annotated[
         list[Permission],
+        AS_IT_IS,
         Parameter(help="what for; may be given several times", consume_multiple=True),
     ],
     prefix: Annotated[
@@ -39,9 +42,8 @@ def create(
     ] = None,
     expires: Annotated[int | None, Parameter(help="seconds that it is valid")] = None,
     data: Data = None,
-    output: Output = None,
-    url: Url = None,
-    api_key: ApiKey = None,
+    form: Form = PLAIN,
+    broker: Target = HERE,
 ) -> None:
     """Make an API key and print its secret, this once."""
     if data is not None:
@@ -49,7 +51,7 @@ def create(
 
         made = asyncio.run(create_key(data, name, permission))
     else:
-        with connected(url, api_key) as client:
+        with broker.connect() as client:
             made = client.create_key(
                 name,
                 permission,
@@ -57,47 +59,41 @@ def create(
                 rate_limit=rate_limit,
                 expires_in=expires,
             )
-    _print_secret(as_row(made), output)
+    _print_secret(as_row(made), form)
 
 
-def list_all(*, output: Output = None, url: Url = None, api_key: ApiKey = None) -> None:
+def list_all(*, form: Form = PLAIN, broker: Target = HERE) -> None:
     """List the API keys, without their secrets."""
-    with connected(url, api_key) as client:
+    with broker.connect() as client:
         keys = client.list_keys()
-    rows = [
-        # `task_id` is what `-o id` prints.
-        {**as_row(key), "state": _state(key), "task_id": key.key_id}
-        for key in keys
-    ]
-    print_rows(rows, output, LIST_COLUMNS)
+    rows = [{**as_row(key), "state": _state(key)} for key in keys]
+    print_rows(rows, form, LIST_COLUMNS)
 
 
 def rotate(
-    key_id: str,
+    key_id: KeyId,
     *,
     overlap: Annotated[
         int, Parameter(help="seconds that the old secret stays valid beside the new one")
     ] = 86_400,
-    output: Output = None,
-    url: Url = None,
-    api_key: ApiKey = None,
+    form: Form = PLAIN,
+    broker: Target = HERE,
 ) -> None:
     """Give a key a new secret and print it, this once."""
-    with connected(url, api_key) as client:
-        _print_secret(as_row(client.rotate_key(key_id, overlap=overlap)), output)
+    with broker.connect() as client:
+        _print_secret(as_row(client.rotate_key(key_id, overlap=overlap)), form)
 
 
 def revoke(
-    *key_ids: str,
+    *named: KeyId,
     yes: Annotated[bool, Parameter(negative="", help="do not ask")] = False,
-    url: Url = None,
-    api_key: ApiKey = None,
+    broker: Target = HERE,
 ) -> None:
     """End keys for good; their connections are closed."""
     if not yes:
-        _ask(f"revoke {', '.join(key_ids)}?")
-    with connected(url, api_key) as client:
-        for key_id in key_ids:
+        ask(f"revoke {', '.join(named)}?")
+    with broker.connect() as client:
+        for key_id in named:
             client.revoke_key(key_id)
             print(f"{key_id}\trevoked")
 
@@ -106,14 +102,13 @@ def audit(
     *,
     limit: Annotated[int, Parameter(help="how many, 1 to 1000")] = 100,
     before: Annotated[int | None, Parameter(help="only entries with a lower number")] = None,
-    output: Output = None,
-    url: Url = None,
-    api_key: ApiKey = None,
+    form: Form = PLAIN,
+    broker: Target = HERE,
 ) -> None:
     """List what operators did, newest first."""
-    with connected(url, api_key) as client:
+    with broker.connect() as client:
         entries = client.audit_log(limit=limit, before=before)
-    print_rows([as_row(entry) for entry in entries], output, AUDIT_COLUMNS)
+    print_rows([as_row(entry) for entry in entries], form, AUDIT_COLUMNS)
 
 
 def _state(key: KeyReply) -> str:
@@ -123,9 +118,9 @@ def _state(key: KeyReply) -> str:
     return "expired" if key.expires_at is not None and key.expires_at <= now else "valid"
 
 
-def _print_secret(row: dict[str, Any], output: Format | None) -> None:
-    if output in ("json", "jsonl"):
-        print_record(row, output)
+def _print_secret(row: dict[str, Any], form: Form) -> None:
+    if is_for_programs(form) or form.fields:
+        print_record(row, form)
         return
     print(row["key"])
     print(
@@ -133,11 +128,3 @@ def _print_secret(row: dict[str, Any], output: Format | None) -> None:
         "the secret is shown this once, keep it safe",
         file=sys.stderr,
     )
-
-
-def _ask(question: str) -> None:
-    if not sys.stdin.isatty():
-        raise InvalidRequest("nobody can be asked here; say --yes")
-    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        raise SystemExit(1)

@@ -5,11 +5,11 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final
 
 from cyclopts import Parameter
 
-from taskqueue.cli.output import print_rows
+from taskqueue.cli.output import PLAIN, Form, print_rows
 from taskqueue.settings.errors import SettingsError
 from taskqueue.settings.sources import load_settings
 from taskqueue.storage.move.move import Lines, Outcome, move_tasks, plan
@@ -17,10 +17,6 @@ from taskqueue.storage.postgres.connections import database_at
 
 COLUMNS: Final = ("what", "number", "checksum")
 REPORT_SECONDS: Final = 1.0
-Output = Annotated[
-    Literal["table", "json", "jsonl"] | None,
-    Parameter(name=["--output", "-o"], help="form of the output"),
-]
 STILL_RUNNING: Final = 6
 """The exit code for a wait that was in vain."""
 
@@ -40,8 +36,8 @@ def move(
     dry_run: Annotated[
         bool, Parameter(negative="", help="say what would be moved, and change nothing")
     ] = False,
-    output: Output = None,
     config: Annotated[Path | None, Parameter(help="settings file, instead of ./tq.toml")] = None,
+    form: Form = PLAIN,
 ) -> None:
     """Copy everything in a data folder to a database, check it, and switch.
 
@@ -59,11 +55,11 @@ def move(
     database = database_at(url)
     if dry_run:
         outcome = asyncio.run(plan(folder, database))
-        _print(outcome.lines, output)
+        _print(outcome.lines, form)
         _tell("these would be moved" if not outcome.is_finished else "all is moved already")
         return
     outcome = asyncio.run(move_tasks(folder, database, wait, Progress()))
-    _print(outcome.lines, output)
+    _print(outcome.lines, form)
     _tell_end(outcome, folder, str(database))
 
 
@@ -86,13 +82,13 @@ class Progress:
             _tell(f"{what} {number:,} tasks")
 
 
-def _print(lines: Lines, output: Output) -> None:
+def _print(lines: Lines, form: Form) -> None:
     if lines:
         rows = [
             {"what": what, "number": number, "checksum": checksum or None}
             for what, number, checksum in lines
         ]
-        print_rows(rows, output, COLUMNS)
+        print_rows(rows, form, COLUMNS)
 
 
 def _tell_end(outcome: Outcome, folder: Path, database: str) -> None:

@@ -1,34 +1,68 @@
-"""Commands about tasks: submit, status, result, list, cancel, retry, stats."""
+"""Commands about tasks: submit, status, result, wait, list, cancel, retry."""
 
+import asyncio
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from datetime import datetime
-from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Final
 
 from cyclopts import Parameter
 
-from taskqueue.cli.options import ApiKey, Output, Url
-from taskqueue.cli.output import as_row, print_record, print_rows
-from taskqueue.client.sync import SyncClient
-from taskqueue.client.task import Task
-from taskqueue.core.errors import TaskQueueError
+from taskqueue.cli.bulk import (
+    NO_FILTER,
+    Deed,
+    Filter,
+    Manner,
+    carry_out,
+    select,
+)
+from taskqueue.cli.completion import task_ids, task_types
+from taskqueue.cli.options import AS_IT_IS, HERE, ONCE, DryRun, LiveForm, Target, Yes
+from taskqueue.cli.output import PLAIN, Form, as_row, print_record, print_rows
+from taskqueue.cli.watching import shown
+from taskqueue.client.aio import AsyncClient
+from taskqueue.client.errors import TaskFailed, WaitTimeout
+from taskqueue.client.sync import begin
+from taskqueue.client.task import Task, TaskStatus
+from taskqueue.core.errors import InvalidRequest, TaskQueueError
 from taskqueue.core.task import Status
 
-CALL_SECONDS = 10.0
+LIST_COLUMNS: Final = ("task_id", "status", "task_type", "priority", "created_at", "updated_at")
+WAIT_COLUMNS: Final = ("task_id", "status", "error")
+PRIORITIES: Final = {"low": 50, "normal": 100, "high": 200, "critical": 255}
 
-LIST_COLUMNS = ("task_id", "status", "task_type", "priority", "created_at", "updated_at")
+TaskId = Annotated[str, Parameter(completer=task_ids)]
+
+
+def priority_of(_kind: object, tokens: Sequence[Any]) -> int:
+    """The number that `low`, `normal`, `high`, `critical` or a number means."""
+    text = tokens[0].value
+    if text in PRIORITIES:
+        return PRIORITIES[text]
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(
+            f"{text!r} is no priority; give 0 to 255, or {', '.join(PRIORITIES)}"
+        ) from None
 
 
 def submit(
-    task_type: str,
+    task_type: Annotated[str, Parameter(completer=task_types)],
     payload: Annotated[
         str,
         Parameter(help="JSON or other text; @file, or - for stdin", allow_leading_hyphen=True),
     ] = "{}",
     *,
-    priority: Annotated[int, Parameter(help="0 to 255, 255 first")] = 100,
+    priority: Annotated[
+        int,
+        Parameter(
+            help="0 to 255, 255 first; or low (50), normal, high (200), critical (255)",
+            converter=priority_of,
+            completer=lambda _context: PRIORITIES,
+        ),
+    ] = 100,
     delay: Annotated[float | None, Parameter(help="seconds to wait before it may start")] = None,
     at: Annotated[datetime | None, Parameter(help="moment before which it may not start")] = None,
     timeout: Annotated[int, Parameter(help="seconds one attempt may take")] = 300,
@@ -36,8 +70,7 @@ def submit(
     key: Annotated[str | None, Parameter(help="idempotency key: one such task in a day")] = None,
     wait: Annotated[bool, Parameter(negative="", help="wait for the result")] = False,
     wait_seconds: Annotated[float, Parameter(help="how long to wait at most")] = 60.0,
-    url: Url = None,
-    api_key: ApiKey = None,
+    broker: Target = HERE,
 ) -> None:
     """Submit a task and print its id, or with --wait its result."""
     task = Task(
@@ -50,7 +83,7 @@ def submit(
         delay=delay,
         idempotency_key=key,
     )
-    with connected(url, api_key) as client:
+    with broker.connect() as client:
         task_id = client.submit_task(task)
         if wait:
             print(task_id, file=sys.stderr)
@@ -59,82 +92,161 @@ def submit(
             print(task_id)
 
 
-def status(task_id: str, *, output: Output = None, url: Url = None, api_key: ApiKey = None) -> None:
+def status(task_id: TaskId, *, form: Form = PLAIN, broker: Target = HERE) -> None:
     """Show how a task stands."""
-    with connected(url, api_key) as client:
-        print_record(as_row(client.get_status(task_id)), output)
+    with broker.connect() as client:
+        print_record(as_row(client.get_status(task_id)), form)
 
 
 def result(
-    task_id: str,
+    task_id: TaskId,
     *,
     wait: Annotated[float, Parameter(help="seconds to wait for it")] = 0.0,
-    url: Url = None,
-    api_key: ApiKey = None,
+    broker: Target = HERE,
 ) -> None:
     """Print a task's result, its bytes as they are."""
-    with connected(url, api_key) as client:
+    with broker.connect() as client:
         _print_bytes(client.wait_for_result(task_id, wait))
+
+
+def wait(
+    *task_ids: TaskId,
+    timeout: Annotated[float, Parameter(help="seconds to wait at most")] = 60.0,
+    form: Form = PLAIN,
+    broker: Target = HERE,
+) -> None:
+    """Wait until tasks have ended. Exit code 3: one failed; 6: one has not ended in time."""
+    if not task_ids:
+        raise InvalidRequest("name the tasks to wait for")
+    with broker.connect() as client:
+        ends = begin(client, lambda door: _ends(door, task_ids, timeout)).result()
+    ended = [end for end in ends if isinstance(end, TaskStatus)]
+    rows = [{**as_row(end), "error": end.error} for end in ended]
+    print_rows(rows, form, WAIT_COLUMNS)
+    errors = [end for end in ends if isinstance(end, TaskQueueError)]
+    errors += [
+        TaskFailed(end.error or "it was cancelled", task_id=end.task_id, status=end.status)
+        for end in ended
+        if end.status is not Status.COMPLETED
+    ]
+    # What cannot be asked for is worse than what failed, and that worse than what goes on.
+    errors.sort(key=lambda error: (isinstance(error, WaitTimeout), isinstance(error, TaskFailed)))
+    for error in errors[1:]:
+        print(f"tq: {error.code}: {error}", file=sys.stderr)
+    if errors:
+        raise errors[0]
 
 
 def list_tasks(
     *,
-    status: Status | None = None,
-    task_type: Annotated[str | None, Parameter(name=["--type"], help="task type")] = None,
+    status: Annotated[Status | None, AS_IT_IS] = None,
+    task_type: Annotated[
+        str | None, Parameter(name="--type", help="task type", completer=task_types)
+    ] = None,
     limit: Annotated[int, Parameter(help="how many, 1 to 1000")] = 100,
     offset: Annotated[int, Parameter(help="how many to skip")] = 0,
-    output: Output = None,
-    url: Url = None,
-    api_key: ApiKey = None,
+    form: LiveForm = ONCE,
+    broker: Target = HERE,
 ) -> None:
     """List tasks, newest first."""
-    with connected(url, api_key) as client:
+
+    def show() -> None:
         page = client.list_tasks(status=status, task_type=task_type, limit=limit, offset=offset)
-    print_rows([as_row(task) for task in page.tasks], output, LIST_COLUMNS)
-    if sys.stdout.isatty():
-        print(f"{len(page.tasks)} of {page.total}", file=sys.stderr)
+        print_rows([as_row(task) for task in page.tasks], form, LIST_COLUMNS)
+        if sys.stdout.isatty():
+            print(f"{len(page.tasks)} of {page.total}", file=sys.stderr)
+
+    with broker.connect() as client:
+        shown(form, show)
 
 
 def cancel(
-    *task_ids: str,
+    *task_ids: TaskId,
     running: Annotated[bool, Parameter(help="also tasks that are running", negative="")] = False,
-    url: Url = None,
-    api_key: ApiKey = None,
+    wanted: Filter = NO_FILTER,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    broker: Target = HERE,
 ) -> None:
-    """Cancel tasks; those that are running only with --running."""
-    with connected(url, api_key) as client:
-        _for_each(task_ids, partial(client.cancel, running=running), "cancelled")
+    """Cancel tasks; those that are running only with --running.
+
+    Which ones: named, or found with --status, --type and --older-than.
+    """
+    waiting = (Status.PENDING, Status.FAILED)
+    fit = (*waiting, Status.IN_PROGRESS) if running else waiting
+    deed = Deed(
+        "cancel", "cancelled", fit, fit, lambda door, task_id: door.cancel(task_id, running=running)
+    )
+    with broker.connect() as client:
+        carry_out(client, deed, select(client, deed, task_ids, wanted), Manner(yes, dry_run))
 
 
-def retry(*task_ids: str, url: Url = None, api_key: ApiKey = None) -> None:
-    """Put dead or cancelled tasks back in the queue."""
-    with connected(url, api_key) as client:
-        _for_each(task_ids, client.retry, "back in the queue")
+RETRY: Final = Deed(
+    "retry",
+    "back in the queue",
+    (Status.DEAD_LETTER, Status.CANCELLED),
+    (Status.DEAD_LETTER,),
+    lambda door, task_id: door.retry(task_id),
+)
+"""To put a task back; one that failed and has retries left is put back by the broker itself."""
 
 
-def stats(*, output: Output = None, url: Url = None, api_key: ApiKey = None) -> None:
-    """Show the queue in figures."""
-    with connected(url, api_key) as client:
-        print_record(as_row(client.stats()), output)
+def retry(
+    *task_ids: TaskId,
+    wanted: Filter = NO_FILTER,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    broker: Target = HERE,
+) -> None:
+    """Put dead or cancelled tasks back in the queue.
+
+    Which ones: named, or found with --status, --type and --older-than.
+    """
+    with broker.connect() as client:
+        carry_out(client, RETRY, select(client, RETRY, task_ids, wanted), Manner(yes, dry_run))
 
 
-def connected(url: str | None, api_key: str | None) -> SyncClient:
-    """A client as commands use it: one that gives up soon."""
-    return SyncClient(url, api_key=api_key, timeout=CALL_SECONDS)
+async def _delete(door: AsyncClient, task_id: str) -> None:
+    await door._call_once(b"TQ.PURGE", task_id.encode())
 
 
-def _for_each(task_ids: tuple[str, ...], act: Callable[[str], None], done: str) -> None:
-    first: TaskQueueError | None = None
-    for task_id in task_ids:
+PURGE: Final = Deed(
+    "purge",
+    "deleted",
+    (Status.COMPLETED, Status.CANCELLED, Status.DEAD_LETTER),
+    (Status.COMPLETED, Status.CANCELLED),
+    _delete,
+    for_good=True,
+)
+"""To delete a task that has ended; dead ones only where that is said."""
+
+
+def purge(
+    *task_ids: TaskId,
+    wanted: Filter = NO_FILTER,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    broker: Target = HERE,
+) -> None:
+    """Delete tasks that have ended, for good.
+
+    Which ones: named, or found with --status, --type and --older-than; dead ones only if --status
+    says so.
+    """
+    with broker.connect() as client:
+        carry_out(client, PURGE, select(client, PURGE, task_ids, wanted), Manner(yes, dry_run))
+
+
+async def _ends(
+    client: AsyncClient, task_ids: Sequence[str], seconds: float
+) -> list[TaskStatus | TaskQueueError]:
+    async def end_of(task_id: str) -> TaskStatus | TaskQueueError:
         try:
-            act(task_id)
+            return await client.wait_for_end(task_id, seconds)
         except TaskQueueError as error:
-            print(f"tq: {task_id}: {error.code}: {error.message}", file=sys.stderr)
-            first = first or error
-        else:
-            print(f"{task_id}\t{done}")
-    if first is not None:
-        raise first
+            return error
+
+    return await asyncio.gather(*(end_of(task_id) for task_id in dict.fromkeys(task_ids)))
 
 
 def _payload(text: str) -> bytes:

@@ -84,6 +84,7 @@ class PostgresTables(Tables):
         """Whether new tasks are looked for in the archive once they are there, not before."""
         self._weights: dict[int, int] = {}
         self._live: set[int] = set()
+        self._picked: dict[int, Task] = {}
         self._unique: set[str] = set()
         """The unique keys that are held and that nobody else can take now."""
         self.new_lanes: list[tuple[str, int]] = []
@@ -131,6 +132,7 @@ class PostgresTables(Tables):
         for task in tasks:
             if readiness(task, wall) == 1:
                 self._memory.lanes.lower(task.task_type, task.priority, task.run_at)
+            self._picked.pop(task.seq, None)
         await self._open_lanes(tasks)
         await self._insert(changes)
         await self._update(changes.updated, wall)
@@ -196,6 +198,7 @@ class PostgresTables(Tables):
         return dict(map(tuple, await self._connection.fetch(sql.CHECKPOINTS, seqs)))
 
     async def pick(self, task_types: Sequence[str], limit: int) -> list[tuple[Task, int]]:
+        self.leave_rest()
         lanes = self._memory.lanes.of(task_types)
         # Others may have told of a new lane meanwhile: looked into twice, it would give all twice.
         known = {lane[:2] for lane in lanes}
@@ -214,9 +217,16 @@ class PostgresTables(Tables):
         self._memory.lanes.note(lanes, tasks, limit, self._wall)
         picked = [(task, int(row[FIELDS])) for task, row in zip(tasks, rows, strict=True)]
         self._live.update(task.seq for task in tasks)
+        self._picked = {task.seq: task for task in tasks}
         self._weights.update((task.seq, weight) for task, weight in picked)
         # Each merge is in order; what was passed over for a moment may come a little later.
         return sorted(picked, key=lambda one: (-one[0].priority, one[0].run_at, one[0].seq))
+
+    def leave_rest(self) -> None:
+        """What was picked and not claimed is to be found by the next pick."""
+        for task in self._picked.values():
+            self._memory.lanes.lower(task.task_type, task.priority, task.run_at)
+        self._picked = {}
 
     async def payloads(self, seqs: Sequence[int]) -> dict[int, bytes]:
         return dict(map(tuple, await self._connection.fetch(sql.PAYLOADS, seqs)))

@@ -270,6 +270,7 @@ class Writer:
         memory = self._memory
         memory.number += transaction.has_changed
         memory.lanes.add(tables.new_lanes)
+        tables.leave_rest()
         memory.latest_claims |= tables.claims_kept
         if tables.due_floor is not None:
             memory.due_floor = tables.due_floor
