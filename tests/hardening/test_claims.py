@@ -7,7 +7,8 @@ from pathlib import Path
 import hiredis
 import pytest
 
-from taskqueue.wire.messages import LARGEST_PAYLOAD, MOST_HELD
+from taskqueue.wire.messages import LARGEST_PAYLOAD
+from taskqueue.wire.workers import MOST_HELD
 from tests.hardening.attacker import a_native_client, all_of, answer_to
 from tests.support.door import until
 from tests.support.hole import Hole, a_hole

@@ -15,7 +15,7 @@ from taskqueue.client.link import Backoff, Brokers, is_reason_to_leave
 from taskqueue.client.task import as_fields
 from taskqueue.core.clock import SECOND, SystemClock
 from taskqueue.wire import resp
-from taskqueue.wire.messages import BeatReply
+from taskqueue.wire.workers import BeatReply
 
 FIRST_INTERVAL: Final = 1.0
 ANSWER_SECONDS: Final = 5.0
