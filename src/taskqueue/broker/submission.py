@@ -2,7 +2,7 @@
 
 import zlib
 from datetime import datetime
-from typing import Any, Final
+from typing import Any
 
 from taskqueue.core.clock import SECOND, microseconds
 from taskqueue.core.commands import Submit
@@ -12,13 +12,6 @@ from taskqueue.core.repeats import Repeat, Unique, While
 from taskqueue.core.retry import USUAL, RetryPolicy
 from taskqueue.core.task import Options, Status, Task
 from taskqueue.wire import messages as m
-
-_RETRY_FIELDS: Final = (
-    "retry_delay_seconds",
-    "retry_factor",
-    "retry_longest_seconds",
-    "retry_jitter",
-)
 
 
 def submission(request: m.SubmitRequest, now: int, key_kept: int) -> Submit:
@@ -61,12 +54,13 @@ def start_of(request: m.SubmitRequest | m.ChangeRequest, now: int) -> int | None
 def _moment(
     name: str, at: datetime | None, other: str, seconds: float | None, now: int
 ) -> int | None:
+    if seconds is None and at is None:
+        return None
     if seconds is not None:
         if at is not None:
             raise InvalidRequest(f"{other} cannot go with {name}; give one of them", field=other)
         return now + round(seconds * SECOND)
-    if at is None:
-        return None
+    assert at is not None  # noqa: S101  for the type checker
     try:
         return max(now, microseconds(at))
     except OverflowError:
@@ -76,6 +70,8 @@ def _moment(
 
 
 def _expiry(request: m.SubmitRequest, now: int, run_at: int | None) -> int | None:
+    if request.expires_at is None and request.expires_in_seconds is None:
+        return None
     expiry = _moment(
         "expires_at", request.expires_at, "expires_in_seconds", request.expires_in_seconds, now
     )
@@ -88,8 +84,12 @@ def _expiry(request: m.SubmitRequest, now: int, run_at: int | None) -> int | Non
 
 
 def _options(request: m.SubmitRequest) -> Options | None:
-    retry: dict[str, Any] = {name: getattr(request, name) for name in _RETRY_FIELDS}
-    has_policy = any(value is not None for value in retry.values())
+    has_policy = (
+        request.retry_delay_seconds is not None
+        or request.retry_factor is not None
+        or request.retry_longest_seconds is not None
+        or request.retry_jitter is not None
+    )
     if not (has_policy or request.tags or request.metadata) and request.retention_seconds is None:
         return None
     return Options(
