@@ -23,10 +23,12 @@ from taskqueue.core.clock import SECOND, ManualClock
 from taskqueue.core.commands import (
     Audited,
     Cancel,
+    Checkpoint,
     Claim,
     Complete,
     CreateKey,
     Fail,
+    Log,
     Progress,
     Promote,
     Purge,
@@ -36,8 +38,8 @@ from taskqueue.core.commands import (
 )
 from taskqueue.core.ids import new_task_id
 from taskqueue.core.keys import Key, Permission
-from taskqueue.core.repeats import Repeat
-from taskqueue.core.task import ClaimedTask, Event, Status
+from taskqueue.core.repeats import Repeat, Unique
+from taskqueue.core.task import ClaimedTask, Event, LogLevel, Status
 from taskqueue.storage.port import TaskQuery
 from taskqueue.storage.postgres import days, reader, schema, statements
 from taskqueue.storage.postgres.connections import Connection, connect, database_at
@@ -94,14 +96,17 @@ COLUMNS: Final = (
     " created_at, updated_at, last_event, retry_count, token, progress_note"
 )
 FILL_LIVE: Final = f"""
-    INSERT INTO taskqueue.tasks ({COLUMNS}, worker_id, claimed_at, deadline, ready)
+    INSERT INTO taskqueue.tasks
+        ({COLUMNS}, worker_id, claimed_at, deadline, ready, options, expires_at)
     SELECT {{first}} + n * 1000, gen_random_uuid(),
         CASE WHEN n <= {ENDED} THEN 'old0' ELSE 'old' || 1 + n % 9 END, n % 3 * 100, status,
         {START} - {LIVE} + n + CASE ready WHEN 0 THEN 3600000000 ELSE 0 END, 300000000, 3, 0, 0,
         {START}, {START}, 'submit', 0, 1, '',
         CASE status WHEN 'in_progress' THEN 'w' || n % 50 END,
         CASE status WHEN 'in_progress' THEN {START} END,
-        CASE status WHEN 'in_progress' THEN {START} + 300000000 END, ready
+        CASE status WHEN 'in_progress' THEN {START} + 300000000 END, ready,
+        CASE n % 5000 WHEN 0 THEN '{{{{"tags":["rare"],"metadata":{{{{"k":"v"}}}}}}}}' END,
+        CASE n % 10 WHEN 7 THEN {START} + 10000000000 END
     FROM generate_series(1::bigint, {LIVE}) AS n CROSS JOIN LATERAL (
         SELECT CASE WHEN n <= 5000 THEN 'in_progress' WHEN n <= 5500 THEN 'failed'
             WHEN n <= 8000 THEN 'dead_letter' ELSE 'pending' END AS status
@@ -118,6 +123,15 @@ FILL_ENDED: Final = f"""
 FILL_BYTES: Final = f"""
     INSERT INTO taskqueue.{{table}} SELECT {{first}} + n * 1000, {{columns}}
     FROM generate_series(1::bigint, {ENDED}) AS n"""
+FILL_NOTES: Final = (
+    f"""
+    INSERT INTO taskqueue.checkpoints
+    SELECT {{first}} + n * 1000, 'c' FROM generate_series(1::bigint, {ENDED}) AS n""",
+    f"""
+    INSERT INTO taskqueue.logs (seq, attempt, at, level, message)
+    SELECT {{first}} + n * 1000, 1, 0, 'info', 'm'
+    FROM generate_series(1::bigint, {ENDED}) AS n""",
+)
 FILL_FAILURES: Final = f"""
     INSERT INTO taskqueue.failures (seq, attempt, at, kind, message, traceback)
     SELECT {{first}} + n * 1000, 1, 0, 'E', 'm', '' FROM generate_series(1::bigint, {ENDED}) AS n"""
@@ -138,7 +152,9 @@ INDEXES: Final = """
     WHERE schemaname = 'taskqueue' AND tablename = 'tasks' AND indexname <> 'tasks_pkey'"""
 """They are built faster than filled."""
 
-BIG: Final = ("tasks", "archive", "payloads", "results", "failures", "kept")
+BIG: Final = (
+    *("tasks", "archive", "payloads", "results", "failures", "checkpoints", "logs", "kept"),
+)
 """Tables of which nothing may be read from end to end."""
 
 
@@ -292,7 +308,8 @@ async def fill(dsn: str) -> None:
         ("results", ended, "0, 'y'"),
     ):
         await connection.execute(FILL_BYTES.format(table=table, first=start, columns=columns))
-    await connection.execute(FILL_FAILURES.format(first=ended))
+    for statement in (FILL_FAILURES, *FILL_NOTES):
+        await connection.execute(statement.format(first=ended))
     for statement in (FILL_KEPT, FILL_LANES, FILL_COUNTERS):
         await connection.execute(statement)
     await connection.close()
@@ -329,12 +346,24 @@ async def live(queue: Queue, number: int) -> None:
         for _ in range(number)
     ]
     await queue.apply(*keyed)
+    unique = [
+        structs.replace(queue.a_submit(), unique=Unique(f"work {new_task_id()}", replaces=True))
+        for _ in range(number)
+    ]
+    await queue.apply(*unique)
+    again = [structs.replace(queue.a_submit(), unique=one.unique) for one in unique]
+    for some in (again[: number // 2 + 1], again):
+        await queue.apply(*some)
     await queue.apply(*submits)
     claimed = await claim(queue, number, new_task_id())
     await queue.apply(*(Progress(one.task.id, one.task.token, 0.5, "n") for one in claimed))
+    await queue.apply(
+        *(Log(one.task.id, one.task.token, LogLevel.INFO, "line") for one in claimed),
+        *(Checkpoint(one.task.id, one.task.token, b"c") for one in claimed),
+    )
     await queue.apply(*(Fail(one.task.id, one.task.token, "E", "m", delay=0) for one in claimed))
-    again = await claim(queue, number, new_task_id())
-    await queue.apply(*(Release(one.task.id, one.task.token) for one in again))
+    second = await claim(queue, number, new_task_id())
+    await queue.apply(*(Release(one.task.id, one.task.token) for one in second))
     last = await claim(queue, number, new_task_id())
     half = len(last) // 2
     await queue.apply(
@@ -371,6 +400,13 @@ async def ask(queue: Queue) -> None:
             await storage.find(TaskQuery(status, task_type, 100, PAGE - 100, None))
             await storage.find(TaskQuery(status, task_type, 100, 0, OLDEST + LIVE * 500))
             await storage.count(status, task_type)
+    for tags, metadata in ((("rare",), ()), ((), (("k", "v"),)), (("nobody",), ())):
+        for status in (None, Status.PENDING, Status.COMPLETED):
+            labelled = TaskQuery(status, None, 100, 0, None, tags, metadata)
+            await storage.find(labelled)
+            await storage.number(labelled)
+    await storage.logs(running.id)
+    await storage.expired(queue.clock.wall() + 3600 * SECOND, 100)
     await storage.totals(0)
     await storage.counts()
     await storage.overdue(queue.clock.steady(), 100)

@@ -286,7 +286,11 @@ class Destination:
                 "it was killed"
             )
         for table in (*HELD_TABLES, *SIDE_TABLES):
-            if await self._connection.fetchval(f"SELECT EXISTS (SELECT FROM taskqueue.{table})"):
+            # A database of an earlier release has not all of them.
+            exists = await self._connection.fetchval("SELECT to_regclass($1)", f"taskqueue.{table}")
+            if exists and await self._connection.fetchval(
+                f"SELECT EXISTS (SELECT FROM taskqueue.{table})"
+            ):
                 raise StorageRefused(
                     f"{self.database} has rows of its own (table {table}), which a move would mix "
                     "with those of the folder; name an empty database"
