@@ -207,7 +207,7 @@ def retry(
 
 
 async def _delete(door: AsyncClient, task_id: str) -> None:
-    await door._call_once(b"TQ.PURGE", task_id.encode())
+    await door.purge(task_id)
 
 
 PURGE: Final = Deed(

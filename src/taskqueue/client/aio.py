@@ -2,8 +2,9 @@
 
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from types import TracebackType
-from typing import ClassVar, Final
+from typing import ClassVar, Final, cast
 
 import msgspec
 
@@ -11,7 +12,15 @@ from taskqueue.client.address import broker_addresses
 from taskqueue.client.connection import Answer, Connection, ConnectionLost
 from taskqueue.client.errors import WaitTimeout, result_of
 from taskqueue.client.link import Link
-from taskqueue.client.task import Task, TaskPage, TaskStatus, as_fields
+from taskqueue.client.task import (
+    PRIORITIES,
+    PriorityName,
+    Task,
+    TaskPage,
+    TaskStatus,
+    as_fields,
+    labels,
+)
 from taskqueue.core.errors import (
     BrokerUnavailable,
     OutcomeUnknown,
@@ -30,6 +39,7 @@ from taskqueue.wire.administration import (
 )
 from taskqueue.wire.cluster import ClusterReply
 from taskqueue.wire.figures import HealthReply, StatsReply
+from taskqueue.wire.workers import LogLineReply, LogsReply, Order, WorkerReply, WorkersReply
 
 # Waiting with a time-out as an argument is the documented interface, alike for both clients.
 LONGEST_WAIT_SLICE: Final = 10.0
@@ -154,7 +164,7 @@ class AsyncClient:
         """Put a dead or cancelled task back. Raises TaskNotFound, InvalidStatus."""
         await self._call_once(b"TQ.RETRY", task_id.encode())
 
-    async def list_tasks(
+    async def list_tasks(  # noqa: PLR0913  filters, all named
         self,
         *,
         status: Status | str | None = None,
@@ -162,11 +172,55 @@ class AsyncClient:
         limit: int = 100,
         offset: int = 0,
         cursor: str | None = None,
+        tags: Iterable[str] = (),
+        metadata: Mapping[str, str] | None = None,
     ) -> TaskPage:
-        """One page of tasks, newest first. Raises InvalidRequest."""
+        """One page of tasks, newest first; those with all of the tags and metadata.
+
+        Raises InvalidRequest.
+        """
         asked = {"STATUS": status, "TYPE": task_type, "LIMIT": limit, "OFFSET": offset or None}
-        answer = await self._call(b"TQ.LIST", *_options({**asked, "CURSOR": cursor}))
-        return msgspec.convert(as_fields(answer), TaskPage)
+        words = [*_options({**asked, "CURSOR": cursor}), *labels(tags, metadata or {})]
+        return msgspec.convert(as_fields(await self._call(b"TQ.LIST", *words)), TaskPage)
+
+    async def change(
+        self,
+        task_id: str,
+        *,
+        priority: int | PriorityName | None = None,
+        schedule_at: datetime | None = None,
+        delay: float | None = None,
+    ) -> None:
+        """Give a task that waits another priority, or another moment to start; `delay` in seconds.
+
+        Raises TaskNotFound, InvalidStatus, InvalidRequest.
+        """
+        asked = {
+            "PRIORITY": PRIORITIES.get(cast(str, priority), priority),
+            "AT": None if schedule_at is None else schedule_at.isoformat(),
+            "DELAY": None if delay is None else f"{delay:.6f}",
+        }
+        await self._call(b"TQ.CHANGE", task_id.encode(), *_options(asked))
+
+    async def purge(self, task_id: str) -> None:
+        """Delete a task that has ended. Raises TaskNotFound, InvalidStatus."""
+        await self._call_once(b"TQ.PURGE", task_id.encode())
+
+    async def logs(self, task_id: str) -> list[LogLineReply]:
+        """The lines that the attempts at a task have logged, oldest first. Raises TaskNotFound."""
+        answer = await self._call(b"TQ.LOGS", task_id.encode())
+        return msgspec.convert(as_fields(answer), LogsReply).lines
+
+    async def workers(self) -> list[WorkerReply]:
+        """The workers that are alive. Raises PermissionDenied."""
+        return msgspec.convert(as_fields(await self._call(b"TQ.WORKERS")), WorkersReply).workers
+
+    async def order(self, worker_id: str, order: Order | str) -> None:
+        """Tell a worker to "work", to claim nothing new ("quiet"), or to finish and "stop".
+
+        Raises WorkerNotFound, InvalidRequest, PermissionDenied.
+        """
+        await self._call(b"TQ.ORDER", worker_id.encode(), order.encode())
 
     async def stats(self) -> StatsReply:
         """The queue in figures."""

@@ -3,18 +3,20 @@
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import Future
+from datetime import datetime
 from types import TracebackType
 from typing import Any, TypeVar
 
 from taskqueue.client.aio import AsyncClient
-from taskqueue.client.task import Task, TaskPage, TaskStatus
+from taskqueue.client.task import PriorityName, Task, TaskPage, TaskStatus
 from taskqueue.core.keys import Permission
 from taskqueue.core.task import Status
 from taskqueue.wire.administration import AuditEntryReply, KeyReply, NewKeyReply
 from taskqueue.wire.cluster import ClusterReply
 from taskqueue.wire.figures import HealthReply, StatsReply
+from taskqueue.wire.workers import LogLineReply, Order, WorkerReply
 
 Value = TypeVar("Value")
 
@@ -122,7 +124,7 @@ class SyncClient:
         """See AsyncClient.retry."""
         self._thread.run(self._client.retry(task_id))
 
-    def list_tasks(
+    def list_tasks(  # noqa: PLR0913  filters, all named
         self,
         *,
         status: Status | str | None = None,
@@ -130,13 +132,50 @@ class SyncClient:
         limit: int = 100,
         offset: int = 0,
         cursor: str | None = None,
+        tags: Iterable[str] = (),
+        metadata: Mapping[str, str] | None = None,
     ) -> TaskPage:
         """See AsyncClient.list_tasks."""
         return self._thread.run(
             self._client.list_tasks(
-                status=status, task_type=task_type, limit=limit, offset=offset, cursor=cursor
+                status=status,
+                task_type=task_type,
+                limit=limit,
+                offset=offset,
+                cursor=cursor,
+                tags=list(tags),
+                metadata=metadata,
             )
         )
+
+    def change(
+        self,
+        task_id: str,
+        *,
+        priority: int | PriorityName | None = None,
+        schedule_at: datetime | None = None,
+        delay: float | None = None,
+    ) -> None:
+        """See AsyncClient.change."""
+        self._thread.run(
+            self._client.change(task_id, priority=priority, schedule_at=schedule_at, delay=delay)
+        )
+
+    def purge(self, task_id: str) -> None:
+        """See AsyncClient.purge."""
+        self._thread.run(self._client.purge(task_id))
+
+    def logs(self, task_id: str) -> list[LogLineReply]:
+        """See AsyncClient.logs."""
+        return self._thread.run(self._client.logs(task_id))
+
+    def workers(self) -> list[WorkerReply]:
+        """See AsyncClient.workers."""
+        return self._thread.run(self._client.workers())
+
+    def order(self, worker_id: str, order: Order | str) -> None:
+        """See AsyncClient.order."""
+        self._thread.run(self._client.order(worker_id, order))
 
     def stats(self) -> StatsReply:
         """See AsyncClient.stats."""

@@ -1,8 +1,8 @@
 """What a client submits, and how it sees what became of it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, cast
+from typing import Any, Final, Literal, cast
 
 import msgspec
 from msgspec import Struct, structs
@@ -16,27 +16,63 @@ from taskqueue.wire.messages import (
     TaskReply,
 )
 
+PRIORITIES: Final[dict[str, int]] = {"low": 50, "normal": 100, "high": 200, "critical": 255}
+"""Names for priorities that people use."""
+
+PriorityName = Literal["low", "normal", "high", "critical"]
+UniqueWhile = Literal["pending", "running", "period"]
+
+
+class Backoff(Struct, frozen=True, kw_only=True):
+    """How long a task that failed waits for its next attempt, in seconds.
+
+    `first` before the first retry, each later one `factor` (1 to 10) times the last, at most
+    `longest`; each varies by the part `jitter` (0 to 1) of itself.
+    """
+
+    first: float = 5.0
+    factor: float = 2.0
+    longest: float = 3600.0
+    jitter: float = 0.1
+
 
 class Task(Struct, frozen=True):
     """A task to submit: its type, its payload, and how it is to be treated.
 
-    `priority` 0-255, 255 first; `timeout` seconds one attempt may take; `max_retries` executions
-    after the first that failed; `schedule_at` (without an offset: UTC) or `delay` in seconds for
-    later; `task_id` a UUID of your own, made for you otherwise; `idempotency_key` any name of your
-    own, under which the broker takes one such task in a day.
+    `priority` 0-255, 255 first, or a name out of PRIORITIES; `timeout` seconds one attempt may
+    take; `max_retries` executions after the first that failed, and their `backoff`; `schedule_at`
+    (without an offset: UTC) or `delay` in seconds for later; `expires_at` or `expires_in` seconds
+    to cancel it if no attempt has begun by then; `task_id` a UUID of your own, made for you
+    otherwise; `idempotency_key` any name of your own, under which the broker takes one such task in
+    a day; `tags` and `metadata` to find it by, which the worker sees too; `retention` seconds to
+    keep it after its end.
+
+    Of tasks of one type and `unique_key` there is one: `unique_while` it is pending, it is running
+    or pending, or for the period of `unique_seconds`; a submit of another is answered with its id.
+    With `replace` the one that waits is cancelled instead, and this one takes its place.
     """
 
     task_type: str
     payload: bytes
-    priority: int = 100
+    priority: int | PriorityName = 100
     timeout: int = 300
     max_retries: int = 3
     schedule_at: datetime | None = None
     delay: float | None = None
     task_id: str | None = None
     idempotency_key: str | None = None
+    tags: tuple[str, ...] = ()
+    metadata: dict[str, str] = {}
+    expires_at: datetime | None = None
+    expires_in: float | None = None
+    unique_key: str | None = None
+    unique_while: UniqueWhile = "running"
+    unique_seconds: float | None = None
+    replace: bool = False
+    backoff: Backoff | None = None
+    retention: float | None = None
 
-    def with_priority(self, priority: int) -> "Task":
+    def with_priority(self, priority: int | PriorityName) -> "Task":
         """This task with another priority."""
         return structs.replace(self, priority=priority)
 
@@ -64,6 +100,35 @@ class Task(Struct, frozen=True):
         """This task under a key of your own: submitting it twice in a day makes one task."""
         return structs.replace(self, idempotency_key=key)
 
+    def with_tags(self, *tags: str) -> "Task":
+        """This task with these tags beside those that it has."""
+        return structs.replace(self, tags=(*self.tags, *tags))
+
+    def with_metadata(self, **metadata: str) -> "Task":
+        """This task with this metadata beside what it has."""
+        return structs.replace(self, metadata={**self.metadata, **metadata})
+
+    def with_unique_key(
+        self,
+        key: str,
+        *,
+        unique_while: UniqueWhile = "running",
+        seconds: float | None = None,
+        replace: bool = False,
+    ) -> "Task":
+        """This task as the only one of its type and key; see the class."""
+        return structs.replace(
+            self,
+            unique_key=key,
+            unique_while=unique_while,
+            unique_seconds=seconds,
+            replace=replace,
+        )
+
+    def with_backoff(self, backoff: Backoff) -> "Task":
+        """This task with other delays before its retries."""
+        return structs.replace(self, backoff=backoff)
+
     def command(self, task_id: str | None) -> list[bytes]:
         """The words that submit it. Raises InvalidRequest, PayloadTooLarge."""
         asked = self._checked()
@@ -82,7 +147,7 @@ class Task(Struct, frozen=True):
             words += [b"AT", asked.schedule_at.isoformat().encode()]
         if asked.delay_seconds is not None:
             words += [b"DELAY", f"{asked.delay_seconds:.6f}".encode()]
-        return words
+        return words if self._is_plain() else words + _rare_words(asked)
 
     def _checked(self) -> SubmitRequest:
         payload = cast(object, self.payload)
@@ -104,13 +169,14 @@ class Task(Struct, frozen=True):
                 {
                     "task_type": self.task_type,
                     "payload": b"",
-                    "priority": self.priority,
+                    "priority": PRIORITIES.get(cast(str, self.priority), self.priority),
                     "timeout_seconds": self.timeout,
                     "max_retries": self.max_retries,
                     "schedule_at": self.schedule_at,
                     "delay_seconds": self.delay,
                     "task_id": self.task_id,
                     "idempotency_key": self.idempotency_key,
+                    **({} if self._is_plain() else self._rare()),
                 },
                 SubmitRequest,
             )
@@ -124,6 +190,99 @@ class Task(Struct, frozen=True):
                 f"task_id must be a UUID, got {asked.task_id[:60]!r}", field="task_id"
             )
         return asked
+
+    def _is_plain(self) -> bool:
+        """Whether it has nothing that few tasks have."""
+        rare: tuple[object, ...] = (
+            self.expires_at,
+            self.expires_in,
+            self.unique_key,
+            self.unique_seconds,
+            self.backoff,
+            self.retention,
+        )
+        return rare == _NONE and not (self.tags or self.metadata or self.replace)
+
+    def _rare(self) -> dict[str, object]:
+        """The fields that few tasks have, as far as this one has them."""
+        asked = {
+            "tags": self.tags,
+            "metadata": self.metadata,
+            "expires_at": self.expires_at,
+            "expires_in_seconds": self.expires_in,
+            "unique_key": self.unique_key,
+            "unique_seconds": self.unique_seconds,
+            "replace": self.replace,
+            "retention_seconds": self.retention,
+        }
+        if self.unique_key is not None:
+            asked["unique_while"] = self.unique_while
+        if self.backoff is not None:
+            asked["retry_delay_seconds"] = self.backoff.first
+            asked["retry_factor"] = self.backoff.factor
+            asked["retry_longest_seconds"] = self.backoff.longest
+            asked["retry_jitter"] = self.backoff.jitter
+        return {name: value for name, value in asked.items() if value not in _NOTHING}
+
+
+_RARE: Final = (
+    (b"TAG", "tags"),
+    (b"META", "metadata"),
+    (b"EXPIREAT", "expires_at"),
+    (b"EXPIRES", "expires_in_seconds"),
+    (b"UNIQUE", "unique_key"),
+    (b"WHILE", "unique_while"),
+    (b"PERIOD", "unique_seconds"),
+    (b"REPLACE", "replace"),
+    (b"BACKOFF", "retry_delay_seconds"),
+    (b"FACTOR", "retry_factor"),
+    (b"LONGEST", "retry_longest_seconds"),
+    (b"JITTER", "retry_jitter"),
+    (b"KEEP", "retention_seconds"),
+)
+"""Options of TQ.SUBMIT that are sent where they are not as usual, and their fields."""
+
+_NONE: Final = (None,) * 6
+_NOTHING: Final[tuple[object, ...]] = (None, (), {})
+_USUAL: Final[dict[str, object]] = {
+    **dict.fromkeys((name for _, name in _RARE), None),
+    "tags": [],
+    "metadata": {},
+    "unique_while": "running",
+    "replace": False,
+}
+
+
+def _rare_words(asked: SubmitRequest) -> list[bytes]:
+    words: list[bytes] = []
+    for keyword, name in _RARE:
+        value = getattr(asked, name)
+        if value != _USUAL[name]:
+            words += _words(keyword, value)
+    return words
+
+
+def labels(tags: Iterable[str], metadata: Mapping[str, str]) -> list[bytes]:
+    """The words that name tags and metadata."""
+    return [*_words(b"TAG", list(tags)), *_words(b"META", dict(metadata))]
+
+
+def _words(keyword: bytes, value: object) -> list[bytes]:
+    match value:
+        case list():
+            values = [str(one) for one in cast(list[object], value)]
+        case dict():
+            pairs = cast(dict[str, str], value).items()
+            values = [f"{name}={text}" for name, text in pairs]
+        case bool():
+            values = ["yes" if value else "no"]
+        case float():
+            values = [f"{value:.6f}"]
+        case datetime():
+            values = [value.isoformat()]
+        case _:
+            values = [str(value)]
+    return [word for one in values for word in (keyword, one.encode())]
 
 
 class TaskStatus(TaskReply):
