@@ -19,7 +19,6 @@ from taskqueue.broker.keys import Keys
 from taskqueue.broker.ledger import Ledger
 from taskqueue.broker.metrics import Metrics
 from taskqueue.broker.neighbours import Neighbours
-from taskqueue.broker.submission import start_of, submission
 from taskqueue.broker.updates import Updates
 from taskqueue.broker.upkeep import Upkeep
 from taskqueue.broker.waiting import ClaimRoom, EndWatch
@@ -57,6 +56,7 @@ from taskqueue.storage.port import Count, Storage, TaskQuery, Totals
 from taskqueue.wire import figures
 from taskqueue.wire import messages as m
 from taskqueue.wire import workers as w
+from taskqueue.wire.submission import start_of, submission
 
 HOUR: Final = 3600 * SECOND
 

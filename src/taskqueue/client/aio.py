@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import ClassVar, Final, cast
+from typing import ClassVar, Final
 
 import msgspec
 
@@ -13,13 +13,13 @@ from taskqueue.client.connection import Answer, Connection, ConnectionLost
 from taskqueue.client.errors import WaitTimeout, result_of
 from taskqueue.client.link import Link
 from taskqueue.client.task import (
-    PRIORITIES,
     PriorityName,
     Task,
     TaskPage,
     TaskStatus,
     as_fields,
     labels,
+    priority_in,
 )
 from taskqueue.core.errors import (
     BrokerUnavailable,
@@ -196,7 +196,7 @@ class AsyncClient:
         Raises TaskNotFound, InvalidStatus, InvalidRequest.
         """
         asked = {
-            "PRIORITY": PRIORITIES.get(cast(str, priority), priority),
+            "PRIORITY": priority_in(priority),
             "AT": None if schedule_at is None else schedule_at.isoformat(),
             "DELAY": None if delay is None else f"{delay:.6f}",
         }

@@ -23,6 +23,11 @@ PriorityName = Literal["low", "normal", "high", "critical"]
 UniqueWhile = Literal["pending", "running", "period"]
 
 
+def priority_in(value: object) -> object:
+    """The number that a name stands for; any other value as it is."""
+    return PRIORITIES.get(value, value) if isinstance(value, str) else value
+
+
 class Backoff(Struct, frozen=True, kw_only=True):
     """How long a task that failed waits for its next attempt, in seconds.
 
@@ -149,6 +154,12 @@ class Task(Struct, frozen=True):
             words += [b"DELAY", f"{asked.delay_seconds:.6f}".encode()]
         return words if self._is_plain() else words + _rare_words(asked)
 
+    def request(self) -> SubmitRequest:
+        """What it asks of a broker. Raises InvalidRequest, PayloadTooLarge."""
+        asked = self._checked()
+        asked.payload = self.payload
+        return asked
+
     def _checked(self) -> SubmitRequest:
         payload = cast(object, self.payload)
         if not isinstance(payload, bytes):
@@ -169,7 +180,7 @@ class Task(Struct, frozen=True):
                 {
                     "task_type": self.task_type,
                     "payload": b"",
-                    "priority": PRIORITIES.get(cast(str, self.priority), self.priority),
+                    "priority": priority_in(self.priority),
                     "timeout_seconds": self.timeout,
                     "max_retries": self.max_retries,
                     "schedule_at": self.schedule_at,

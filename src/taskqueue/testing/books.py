@@ -1,16 +1,17 @@
 """A queue's tasks in memory. It decides nothing: `core.batch` and `core.lifecycle` do."""
 
-import zlib
 from collections.abc import Collection
 
 from taskqueue.client.task import Task as Submission
+from taskqueue.core import repeats
 from taskqueue.core.batch import Batch, WorkingSet
-from taskqueue.core.clock import SECOND, ManualClock, microseconds
-from taskqueue.core.commands import Submit, TaskCommand
+from taskqueue.core.clock import SECOND, ManualClock
+from taskqueue.core.commands import Expire, TaskCommand
 from taskqueue.core.errors import TaskNotFound
-from taskqueue.core.ids import canonical_task_id, new_task_id
-from taskqueue.core.repeats import Kept, Repeat
-from taskqueue.core.task import CLAIMABLE, ClaimedTask, Failure, Status, Task, TaskDetail
+from taskqueue.core.lifecycle import has_expired
+from taskqueue.core.repeats import Kept
+from taskqueue.core.task import CLAIMABLE, ClaimedTask, Failure, LogLine, Task, TaskDetail
+from taskqueue.wire.submission import submission
 
 KEY_KEPT = 86_400 * SECOND
 """How long a broker knows an idempotency key unless its settings say otherwise."""
@@ -26,31 +27,19 @@ class Books:
         self._payloads: dict[int, bytes] = {}
         self._results: dict[int, bytes] = {}
         self._failures: dict[int, list[Failure]] = {}
-        self._kept: dict[str, Kept] = {}
+        self._kept: dict[tuple[str, str], Kept] = {}
+        self._logs: dict[int, list[LogLine]] = {}
+        self._checkpoints: dict[int, bytes] = {}
+        self._next_seq = 1
 
     def submit(self, asked: Submission) -> Task:
-        """Take a task in; a repeat gets the first one. Raises IdempotencyConflict."""
-        now = self.clock.wall()
-        task_id = canonical_task_id(asked.task_id or "") or new_task_id()
-        task = Task(
-            seq=0,
-            id=task_id,
-            task_type=asked.task_type,
-            priority=asked.priority,
-            status=Status.PENDING,
-            run_at=_run_at(asked, now),
-            timeout=asked.timeout * SECOND,
-            max_retries=asked.max_retries,
-            payload_crc=zlib.crc32(asked.payload),
-            created_at=now,
-            updated_at=now,
-        )
-        repeat = None
-        if asked.idempotency_key is not None:
-            chosen = None if asked.task_id is None else task_id
-            repeat = Repeat(asked.idempotency_key, now + KEY_KEPT, chosen)
-        work = self._working_set(task_id)
-        taken = work.submit(Submit(task, asked.payload, repeat))
+        """Take a task in; a repeat gets the first one.
+
+        Raises InvalidRequest, PayloadTooLarge, IdempotencyConflict.
+        """
+        command = submission(asked.request(), self.clock.wall(), KEY_KEPT)
+        work = self._working_set(command.task.id)
+        taken = work.submit(command)
         self._write(work)
         return taken
 
@@ -64,6 +53,9 @@ class Books:
     def claim(self, task_types: Collection[str], worker_id: str) -> ClaimedTask | None:
         """Hand out the task whose turn it is, if one is due."""
         now = self.clock.wall()
+        for task in self._waiting_for(task_types):
+            if has_expired(task, now):
+                self.settle(Expire(task.id))
         due = (task for task in self._waiting_for(task_types) if task.run_at <= now)
         first = min(due, key=lambda task: (-task.priority, task.run_at, task.seq), default=None)
         if first is None:
@@ -71,7 +63,7 @@ class Books:
         work = self._working_set(first.id)
         after = work.claim(first, worker_id)
         self._write(work)
-        return ClaimedTask(after, self._payloads[after.seq])
+        return ClaimedTask(after, self._payloads[after.seq], self._checkpoints.get(after.seq))
 
     def next_due(self, task_types: Collection[str]) -> int | None:
         """When the next task is due that waits for its time or its turn."""
@@ -81,6 +73,10 @@ class Books:
         """How a task stands, its result and its failures. Raises TaskNotFound."""
         task = self._known(task_id)
         return TaskDetail(task, self._results.get(task.seq), list(self._failures.get(task.seq, ())))
+
+    def logs(self, task_id: str) -> list[LogLine]:
+        """The lines that its attempts have logged. Raises TaskNotFound."""
+        return list(self._logs.get(self._known(task_id).seq, ()))
 
     def payload(self, task_id: str) -> bytes:
         """What a task was submitted with. Raises TaskNotFound."""
@@ -97,14 +93,19 @@ class Books:
 
     def _working_set(self, task_id: str) -> WorkingSet:
         now = self.clock.wall()
-        self._kept = {key: kept for key, kept in self._kept.items() if kept.until > now}
-        known = self.tasks.get(task_id)
-        return WorkingSet(
-            Batch([], now, self.clock.steady()),
-            [] if known is None else [known],
-            len(self.tasks) + 1,
-            self._kept.values(),
-        )
+        self._kept = {
+            key: kept
+            for key, kept in self._kept.items()
+            if kept.until > now or kept.scope == repeats.UNIQUE
+        }
+        holders = [
+            repeats.holder_of(kept).task_id
+            for kept in self._kept.values()
+            if kept.scope == repeats.UNIQUE
+        ]
+        known = {self.tasks[one] for one in (task_id, *holders) if one in self.tasks}
+        batch = Batch([], now, self.clock.steady())
+        return WorkingSet(batch, known, self._next_seq, self._kept.values())
 
     def _write(self, work: WorkingSet) -> None:
         changes = work.take_changes()
@@ -118,12 +119,10 @@ class Books:
         self._results.update(changes.results)
         for seq, failure in changes.failures:
             self._failures.setdefault(seq, []).append(failure)
-        self._kept.update((kept.name, kept) for kept in changes.kept)
-
-
-def _run_at(asked: Submission, now: int) -> int:
-    if asked.delay is not None:
-        return now + round(asked.delay * SECOND)
-    if asked.schedule_at is None:
-        return now
-    return max(now, microseconds(asked.schedule_at))
+        for seq, line in changes.logs:
+            self._logs.setdefault(seq, []).append(line)
+        self._checkpoints.update(changes.checkpoints)
+        self._kept.update(((kept.scope, kept.name), kept) for kept in changes.kept)
+        self._next_seq = work.next_seq
+        for task in changes.deleted:
+            del self.tasks[task.id]

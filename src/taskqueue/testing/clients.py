@@ -1,8 +1,9 @@
 """The clients that an app has while its tasks run in line: what they say goes to no broker."""
 
 import sys
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Mapping
 from concurrent.futures import Future
+from datetime import datetime
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import msgspec
@@ -11,10 +12,12 @@ from taskqueue.client.aio import AsyncClient
 from taskqueue.client.connection import Answer
 from taskqueue.client.errors import TaskFailed
 from taskqueue.client.sync import LoopThread, SyncClient
-from taskqueue.client.task import Task, TaskPage, TaskStatus
+from taskqueue.client.task import PriorityName, Task, TaskPage, TaskStatus, priority_in
 from taskqueue.core.errors import BrokerUnavailable, TaskQueueError
 from taskqueue.core.task import Status
 from taskqueue.testing.home import Home
+from taskqueue.wire.messages import ChangeRequest
+from taskqueue.wire.workers import LogLineReply
 
 Value = TypeVar("Value")
 
@@ -29,6 +32,12 @@ class Counter(Protocol):
     def cancel(self, task_id: str, *, running: bool = False) -> None: ...
 
     def retry(self, task_id: str) -> None: ...
+
+    def change(self, request: ChangeRequest) -> None: ...
+
+    def purge(self, task_id: str) -> None: ...
+
+    def logs(self, task_id: str) -> list[LogLineReply]: ...
 
     def listed(self, status: Status | None, task_type: str | None) -> list[TaskStatus]: ...
 
@@ -92,7 +101,36 @@ class InlineClient(AsyncClient):
         """See AsyncClient."""
         self._queue.retry(task_id)
 
-    async def list_tasks(
+    async def change(
+        self,
+        task_id: str,
+        *,
+        priority: int | PriorityName | None = None,
+        schedule_at: datetime | None = None,
+        delay: float | None = None,
+    ) -> None:
+        """See AsyncClient."""
+        self._queue.change(
+            msgspec.convert(
+                {
+                    "task_id": task_id,
+                    "priority": priority_in(priority),
+                    "schedule_at": schedule_at,
+                    "delay_seconds": delay,
+                },
+                ChangeRequest,
+            )
+        )
+
+    async def purge(self, task_id: str) -> None:
+        """See AsyncClient."""
+        self._queue.purge(task_id)
+
+    async def logs(self, task_id: str) -> list[LogLineReply]:
+        """See AsyncClient."""
+        return self._queue.logs(task_id)
+
+    async def list_tasks(  # noqa: PLR0913  as AsyncClient has it
         self,
         *,
         status: Status | str | None = None,
@@ -100,10 +138,17 @@ class InlineClient(AsyncClient):
         limit: int = 100,
         offset: int = 0,
         cursor: str | None = None,
+        tags: Iterable[str] = (),
+        metadata: Mapping[str, str] | None = None,
     ) -> TaskPage:
         """See AsyncClient."""
         wanted = None if status is None else Status(status)
-        found = self._queue.listed(wanted, task_type)[::-1]
+        labels = set(tags), set((metadata or {}).items())
+        found = [
+            task
+            for task in self._queue.listed(wanted, task_type)[::-1]
+            if labels[0] <= set(task.tags) and labels[1] <= set(task.metadata.items())
+        ]
         start = offset if cursor is None else int(cursor)
         page = found[start : start + limit]
         is_full = len(page) == limit

@@ -18,8 +18,13 @@ from taskqueue.client.task import Task, TaskStatus
 from taskqueue.core.clock import SECOND, ManualClock, microseconds, moment
 from taskqueue.core.commands import (
     Cancel,
+    Change,
+    Checkpoint,
     Complete,
+    Delete,
+    Extend,
     Fail,
+    Log,
     Progress,
     Release,
     Retry,
@@ -28,16 +33,34 @@ from taskqueue.core.commands import (
 )
 from taskqueue.core.errors import InvalidRequest, LeaseLost
 from taskqueue.core.task import TERMINAL, ClaimedTask, Event, Status, TaskDetail
+from taskqueue.core.task import Task as Claimed
 from taskqueue.testing.books import Books
 from taskqueue.testing.clients import InlineClient, InlineSyncClient
 from taskqueue.testing.home import Home
-from taskqueue.wire.messages import ProgressRequest, task_reply
+from taskqueue.wire.messages import ChangeRequest, ProgressRequest, task_reply
+from taskqueue.wire.submission import start_of
+from taskqueue.wire.workers import (
+    CheckpointRequest,
+    ExtendRequest,
+    LogLineReply,
+    LogRequest,
+    logs_reply,
+)
 from taskqueue.worker.app import App
 from taskqueue.worker.context import NO_STATE, Claim, Context
 from taskqueue.worker.execution import Execution, checked
 from taskqueue.worker.handler import TaskHandler
 from taskqueue.worker.middleware import execute_through
+from taskqueue.worker.notes import Note
 from taskqueue.worker.outcomes import failure_of
+
+REQUESTS: Final = {
+    "progress": ProgressRequest,
+    "log": LogRequest,
+    "extend": ExtendRequest,
+    "checkpoint": CheckpointRequest,
+}
+"""What each kind of note must be."""
 
 MOST_EXECUTIONS: Final = 10_000
 """After so many in one go a test is told that its handlers submit without an end."""
@@ -144,7 +167,6 @@ class InlineQueue:
 
     def submit(self, task: Task) -> str:
         """Take a task in; what the clients do. Raises InvalidRequest, IdempotencyConflict."""
-        task.command(None)  # refuses what a client refuses
         with self._lock:
             return self._books.submit(task).id
 
@@ -155,6 +177,20 @@ class InlineQueue:
     def retry(self, task_id: str) -> None:
         """Put a dead or cancelled task back. Raises TaskNotFound, InvalidStatus."""
         self._settle(Retry(self.status(task_id).task_id))
+
+    def change(self, request: ChangeRequest) -> None:
+        """Give a task that waits another priority or time. Raises TaskNotFound, InvalidStatus."""
+        run_at = start_of(request, self.clock.wall())
+        self._settle(Change(self.status(request.task_id).task_id, request.priority, run_at))
+
+    def purge(self, task_id: str) -> None:
+        """Delete a task that has ended. Raises TaskNotFound, InvalidStatus."""
+        self._settle(Delete(self.status(task_id).task_id))
+
+    def logs(self, task_id: str) -> list[LogLineReply]:
+        """The lines that the attempts at a task have logged. Raises TaskNotFound."""
+        with self._lock:
+            return logs_reply(self._books.logs(task_id)).lines
 
     async def run_due(self) -> int:
         """Run what is due now, and what that submits; how many executions it took."""
@@ -254,6 +290,8 @@ class InlineQueue:
             claimed.payload,
             task.retry_count + 1,
             task.timeout // SECOND,
+            {} if task.options is None else task.options.metadata,
+            claimed.checkpoint,
         )
         ending: TaskCommand
         try:
@@ -261,16 +299,14 @@ class InlineQueue:
         except BaseException:  # the test itself is being ended
             self._settle(Release(task.id, task.token))
             raise
-        if self.clock.steady() >= (task.deadline or 0):
+        if self.clock.steady() >= self._deadline_of(task):
             message = f"the attempt took longer than its {claim.timeout} s"
             ending = TakeBack(task.id, task.token, Event.TIME_OUT, message)
         with suppress(LeaseLost):  # it was cancelled while it ran
             self._settle(ending)
 
     async def _attempt(self, claim: Claim) -> Complete | Fail | Release:
-        context: Context[Any] = Context(
-            claim, asyncio.get_running_loop(), self._note_progress, self._state
-        )
+        context: Context[Any] = Context(claim, asyncio.get_running_loop(), self._tell, self._state)
         handler = self._app.handlers[claim.task_type]
         execute = partial(Execution(self._threads).run, handler, context)
         try:
@@ -278,7 +314,9 @@ class InlineQueue:
         except BaseException as error:  # whatever a handler raises is its failure
             if isinstance(error, KeyboardInterrupt) or _is_cancelled(error):
                 raise
+            await context.lines_told()
             return self._failed(claim, error)
+        await context.lines_told()
         return Complete(claim.task_id, claim.token, result)
 
     def _failed(self, claim: Claim, error: BaseException) -> Fail | Release:
@@ -297,13 +335,27 @@ class InlineQueue:
             delay,
         )
 
-    async def _note_progress(self, claim: Claim, fraction: float, note: str) -> None:
-        asked = {"task_id": claim.task_id, "token": claim.token, "fraction": fraction, "note": note}
+    def _deadline_of(self, task: Claimed) -> int:
+        with self._lock:
+            now = self._books.tasks.get(task.id, task)
+        return (now.deadline if now.token == task.token else None) or task.deadline or 0
+
+    async def _tell(self, claim: Claim, note: Note) -> None:
+        asked = {"task_id": claim.task_id, "token": claim.token, **note.fields}
         try:
-            msgspec.convert(asked, ProgressRequest)
+            request: Any = msgspec.convert(asked, REQUESTS[note.kind])
         except msgspec.ValidationError as error:
             raise InvalidRequest(str(error)) from None
-        self._settle(Progress(claim.task_id, claim.token, float(fraction), note))
+        about = claim.task_id, claim.token
+        match note.kind:
+            case "progress":
+                self._settle(Progress(*about, request.fraction, request.note))
+            case "log":
+                self._settle(Log(*about, request.level, request.message))
+            case "extend":
+                self._settle(Extend(*about, request.seconds * SECOND))
+            case _:
+                self._settle(Checkpoint(*about, request.data))
 
     def _settle(self, command: TaskCommand) -> None:
         with self._lock:

@@ -34,7 +34,7 @@ class Ending(Enum):
 class Attempt:
     """A claim that this worker is at work on."""
 
-    __slots__ = ("_execution", "claim", "ending", "has_started", "task", "timer")
+    __slots__ = ("_context", "_execution", "claim", "ending", "has_started", "task", "timer")
 
     def __init__(self, claim: Claim) -> None:
         self.claim = claim
@@ -43,6 +43,7 @@ class Attempt:
         self.task: asyncio.Task[None] | None = None
         self.timer: asyncio.TimerHandle | None = None
         self._execution: Execution | None = None
+        self._context: Context[Any] | None = None
 
     @property
     def thread(self) -> asyncio.Future[Any] | None:
@@ -58,6 +59,8 @@ class Attempt:
         if self.ending is not None or self.task is None or self.task.done():
             return False
         self.ending = ending
+        if self._context is not None:
+            self._context.end()
         if self.has_started:
             self.task.cancel()
         return True
@@ -70,6 +73,7 @@ class Attempt:
         Whatever the handler raises, SystemExit included, is a failed attempt and no more.
         """
         self.has_started = True
+        self._context = context
         if self.ending is not None:
             return self._stopped()
         try:

@@ -26,6 +26,7 @@ from taskqueue.worker.context import NO_STATE, Claim, Context
 from taskqueue.worker.execution import Execution
 from taskqueue.worker.loops import loop_factory
 from taskqueue.worker.memory import resident
+from taskqueue.worker.notes import Note
 from taskqueue.worker.outcomes import failure_of
 
 SET_PARENT_DEATH_SIGNAL: Final = 1
@@ -76,18 +77,20 @@ class Child:
         await self._app.close()
 
     async def _execute(self, claim: Claim) -> pipe.FromChild:
-        context: Context = Context(claim, self._loop, self._report_progress, self._state)
+        context: Context = Context(claim, self._loop, self._tell, self._state)
         handler = self._app.handlers[claim.task_type]
         try:
             result = await Execution(self._threads).run(handler, context)
         except BaseException as error:  # noqa: BLE001  a failed attempt and no more
-            return pipe.Failed(failure_of(error), resident())
-        return pipe.Completed(result, resident())
+            ending: pipe.FromChild = pipe.Failed(failure_of(error), resident())
+        else:
+            ending = pipe.Completed(result, resident())
+        await context.lines_told()
+        return ending
 
-    async def _report_progress(self, claim: Claim, fraction: float, note: str) -> None:
+    async def _tell(self, claim: Claim, note: Note) -> None:
         number = next(self._numbers)
-        said = note.encode(errors="replace").decode()
-        word = pipe.Progress(number, claim.task_id, claim.token, float(fraction), said)
+        word = pipe.Said(number, claim.task_id, claim.token, note)
         answer = self._asked[number] = self._loop.create_future()
         self._speech.say(word)
         await answer

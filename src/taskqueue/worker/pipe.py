@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from taskqueue.worker.child_logs import Logged
 from taskqueue.worker.context import Claim
+from taskqueue.worker.notes import Note
 from taskqueue.worker.outcomes import Failure
 from taskqueue.worker.place import AppPlace
 
@@ -52,14 +53,13 @@ class Unable(Struct, tag=True, frozen=True):
     failure: Failure
 
 
-class Progress(Struct, tag=True, frozen=True):
-    """From a child: how far a task is."""
+class Said(Struct, tag=True, frozen=True):
+    """From a child: what an attempt says while it goes on."""
 
     number: int
     task_id: str
     token: int
-    fraction: float
-    note: str
+    note: Note
 
 
 class Completed(Struct, tag=True, frozen=True):
@@ -77,7 +77,7 @@ class Failed(Struct, tag=True, frozen=True):
 
 
 ToChild = Start | Order | Heard | Leave
-FromChild = Ready | Unable | Progress | Logged | Completed | Failed
+FromChild = Ready | Unable | Said | Logged | Completed | Failed
 
 _encoder = msgspec.msgpack.Encoder()
 to_child: Final[msgspec.msgpack.Decoder[ToChild]] = msgspec.msgpack.Decoder(ToChild)

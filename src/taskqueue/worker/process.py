@@ -161,7 +161,7 @@ class ChildProcess:
                 self._hear(await pipe.read(reader, pipe.from_child))
 
     def _hear(self, message: pipe.FromChild) -> None:
-        if isinstance(message, pipe.Progress):
+        if isinstance(message, pipe.Said):
             answering = self._loop.create_task(self._pass_on(message))
             self._answering.add(answering)
             answering.add_done_callback(self._answering.discard)
@@ -186,12 +186,12 @@ class ChildProcess:
             case _:
                 pass
 
-    async def _pass_on(self, word: pipe.Progress) -> None:
+    async def _pass_on(self, word: pipe.Said) -> None:
         error, context = "", self._context
         try:
             if context is None or (context.task_id, context.token) != (word.task_id, word.token):
                 raise LeaseLost("the attempt is over")
-            await context.progress(word.fraction, word.note)
+            await context.pass_on(word.note)
         except TaskQueueError as refusal:
             error = f"{refusal.code} {refusal.message}"
         except ConnectionLost:

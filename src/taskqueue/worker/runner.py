@@ -16,6 +16,7 @@ from msgspec import Struct
 from taskqueue.client.address import BrokerAddress, broker_addresses
 from taskqueue.client.connection import Connection, ConnectionLost
 from taskqueue.client.link import Link
+from taskqueue.client.task import as_fields
 from taskqueue.core.errors import BrokerUnavailable, InvalidRequest, TaskQueueError
 from taskqueue.core.ids import new_task_id, new_worker_id
 from taskqueue.wire.messages import LARGEST_CLAIM, MOST_CLAIM_TYPES
@@ -24,6 +25,7 @@ from taskqueue.worker.attempt import Attempt, Ending, Means
 from taskqueue.worker.children import Children
 from taskqueue.worker.context import NO_STATE, Claim, Context
 from taskqueue.worker.heartbeat import Heartbeat
+from taskqueue.worker.notes import EXTEND, Note
 from taskqueue.worker.place import place_of, refuse_worker_while_importing
 from taskqueue.worker.reporter import Reporter
 from taskqueue.worker.watch import LoopWatch
@@ -173,10 +175,7 @@ class Worker:
             *self._claim_words,
         )
         self._claim_id = ""
-        return [
-            Claim(task_id.decode(), token, task_type.decode(), payload, attempt, timeout)
-            for task_id, token, task_type, payload, attempt, timeout, *_ in answer
-        ]
+        return [claim_in(words) for words in answer]
 
     def _blame_for_claims(self, error: Exception) -> None:
         if self._claims is not None:
@@ -216,14 +215,15 @@ class Worker:
         self._held[claim.task_id] = attempt
         self._taken += 1
         attempt.task = self._loop.create_task(self._work(attempt))
-        attempt.timer = self._loop.call_later(claim.timeout, attempt.stop, Ending.TIMED_OUT)
+        self._set_timer(attempt, claim.timeout)
         if self._is_stopping:
             attempt.stop(Ending.RELEASED)
 
     async def _work(self, attempt: Attempt) -> None:
         claim = attempt.claim
-        context: Context[Any] = Context(claim, self._loop, self._report_progress, self._state)
+        context: Context[Any] = Context(claim, self._loop, self._tell, self._state)
         report = await attempt.run(self._app.handlers[claim.task_type], context, self._means)
+        await context.lines_told()
         if attempt.timer is not None:
             attempt.timer.cancel()
         if report is None:
@@ -248,19 +248,22 @@ class Worker:
         self._taken -= 1
         self._wake.set()
 
-    async def _report_progress(self, claim: Claim, fraction: float, note: str) -> None:
+    async def _tell(self, claim: Claim, note: Note) -> None:
         try:
-            await self._reporter.ask(
-                b"TQ.PROGRESS",
-                claim.task_id.encode(),
-                b"%d" % claim.token,
-                f"{fraction:.6f}".encode(),
-                b"NOTE",
-                note.encode(errors="replace"),
-            )
+            await self._reporter.ask(*note.command(claim.task_id, claim.token))
         except (BrokerUnavailable, ConnectionLost) as error:
-            # It is news, not work: no reason for an attempt to fail.
-            log.debug("progress was not told: %s", error, extra=self._about(claim))
+            if not note.is_news:
+                raise BrokerUnavailable(f"the broker has not confirmed it: {error}") from error
+            # No reason for an attempt to fail.
+            log.debug("a %s was not told: %s", note.kind, error, extra=self._about(claim))
+        attempt = self._held.get(claim.task_id)
+        if note.kind == EXTEND and attempt is not None and attempt.claim.token == claim.token:
+            self._set_timer(attempt, note.fields["seconds"])
+
+    def _set_timer(self, attempt: Attempt, seconds: float) -> None:
+        if attempt.timer is not None:
+            attempt.timer.cancel()
+        attempt.timer = self._loop.call_later(seconds, attempt.stop, Ending.TIMED_OUT)
 
     def _claims_held(self) -> list[tuple[str, int]]:
         # Called in the heartbeat's thread: copying a dict's values is one step of the interpreter.
@@ -309,6 +312,16 @@ class Worker:
     def _stop_all(self, ending: Ending) -> None:
         for attempt in list(self._held.values()):
             attempt.stop(ending)
+
+
+def claim_in(words: Sequence[Any]) -> Claim:
+    """The claim that the broker's words stand for."""
+    task_id, token, task_type, payload, attempt, timeout, _priority, _created_at, *more = words
+    claim = Claim(task_id.decode(), token, task_type.decode(), payload, attempt, timeout)
+    if not more:
+        return claim
+    metadata, saved = more
+    return claim._replace(metadata=as_fields(metadata), saved=saved)
 
 
 def _check(app: App, settings: WorkerSettings) -> None:

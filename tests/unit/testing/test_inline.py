@@ -25,7 +25,7 @@ from taskqueue import (
     WaitTimeout,
 )
 from taskqueue.core.clock import SECOND
-from taskqueue.core.retry import delay_before
+from taskqueue.core.retry import USUAL
 from taskqueue.testing import InlineQueue
 from taskqueue.worker.middleware import CallNext
 
@@ -111,7 +111,7 @@ async def test_retries_come_after_the_delays_of_the_core() -> None:
         handle = await fragile.submit(100)
         await queue.run_due()
         for retry in (1, 2):
-            seconds = delay_before(retry, 0) / SECOND
+            seconds = USUAL.delay_before(retry, 0) / SECOND
             assert await queue.advance(seconds - 0.001) == 0
             with pytest.raises(WaitTimeout, match="advance"):
                 await handle.result()
