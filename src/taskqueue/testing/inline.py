@@ -320,7 +320,8 @@ class InlineQueue:
         return Complete(claim.task_id, claim.token, result)
 
     def _failed(self, claim: Claim, error: BaseException) -> Fail | Release:
-        failure = failure_of(error)
+        manner = self._app.handlers[claim.task_type].manner
+        failure = failure_of(error, manner.allows_retry)
         delay = None if failure.delay is None else round(failure.delay * SECOND)
         if failure.is_snooze:
             return Release(claim.task_id, claim.token, delay=delay or 0)

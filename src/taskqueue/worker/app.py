@@ -2,12 +2,20 @@
 
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast, overload
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar, Unpack, cast, overload
 
 from taskqueue.client.aio import AsyncClient
 from taskqueue.worker.clients import Clients
 from taskqueue.worker.context import Context
-from taskqueue.worker.handler import Handler, Isolation, RawHandler, SubmitOptions, TaskHandler
+from taskqueue.worker.handler import (
+    Handler,
+    RawHandler,
+    SubmitOptions,
+    TaskHandler,
+    TaskOptions,
+    WorkOptions,
+    manner_of,
+)
 from taskqueue.worker.middleware import Middleware, SubmitMiddleware
 
 Arguments = ParamSpec("Arguments")
@@ -21,6 +29,7 @@ RawFunction = (
 AnyRaw = TypeVar("AnyRaw", bound=RawFunction)
 AnyMiddleware = TypeVar("AnyMiddleware", bound=Middleware)
 AnySubmitMiddleware = TypeVar("AnySubmitMiddleware", bound=SubmitMiddleware)
+_SUBMIT_OPTIONS: Final = frozenset(SubmitOptions.__annotations__)
 Lifespan = Callable[["App"], AbstractAsyncContextManager[Any]]
 
 
@@ -30,14 +39,10 @@ class TaskDecorator:
     def __init__(
         self,
         app: "App",
-        name: str | None,
-        options: SubmitOptions,
-        isolation: Isolation | None = None,
+        settings: TaskOptions,
     ) -> None:
         self._app = app
-        self._name = name
-        self._options = options
-        self._isolation: Isolation | None = isolation
+        self._settings = settings
 
     @overload
     def __call__(
@@ -62,42 +67,27 @@ class TaskDecorator:
     ) -> TaskHandler[Arguments, Result]: ...
 
     @overload
-    def __call__(
-        self,
-        *,
-        name: str | None = None,
-        priority: int = 100,
-        timeout: int = 300,
-        retries: int = 3,
-        isolation: Isolation | None = None,
-    ) -> "TaskDecorator": ...
+    def __call__(self, **settings: Unpack[TaskOptions]) -> "TaskDecorator": ...
 
     def __call__(
-        self,
-        function: Callable[..., Any] | None = None,
-        *,
-        name: str | None = None,
-        priority: int = 100,
-        timeout: int = 300,
-        retries: int = 3,
-        isolation: Isolation | None = None,
+        self, function: Callable[..., Any] | None = None, **settings: Unpack[TaskOptions]
     ) -> Any:
         """Register `function` as a task.
 
-        `name` is the task type, else the function's name; the others hold for each submit that
-        does not say otherwise: `timeout` in seconds, `retries` after the first failed execution.
-        With `isolation="process"` it runs in a process of its own, which is killed at the time
-        limit; it must be declared in a module, not inside a function.
+        The settings hold for each submit that does not say otherwise: see TaskOptions. Raises
+        TypeError for one that there is not, ValueError for a value that it cannot have.
         """
         if function is None:
-            options = SubmitOptions(priority=priority, timeout=timeout, retries=retries)
-            return TaskDecorator(self._app, name, options, _known(isolation))
+            return TaskDecorator(self._app, settings)
+        options: dict[str, Any] = dict(self._settings)
+        name = options.pop("name", None) or function.__name__
+        submit = {one: options.pop(one) for one in _SUBMIT_OPTIONS & options.keys()}
         handler: TaskHandler[Any, Any] = TaskHandler(
             self._app.clients,
-            self._name or function.__name__,
+            name,
             function,
-            self._options,
-            self._isolation,
+            cast(SubmitOptions, submit),
+            manner_of(cast(WorkOptions, options)),
         )
         self._app.register(handler)
         return handler
@@ -120,7 +110,7 @@ class App:
     ) -> None:
         self.clients = Clients(url, api_key)
         self.handlers: dict[str, Handler] = {}
-        self.task = TaskDecorator(self, None, {})
+        self.task = TaskDecorator(self, {})
         self.lifespan = lifespan
         self.execute_middleware: list[Middleware] = []
         self.path = ""
@@ -131,15 +121,15 @@ class App:
         """The client the app submits with."""
         return self.clients.aio()
 
-    def raw(self, name: str, *, isolation: Isolation | None = None) -> Callable[[AnyRaw], AnyRaw]:
+    def raw(self, name: str, **options: Unpack[WorkOptions]) -> Callable[[AnyRaw], AnyRaw]:
         """Register a function from bytes to bytes; it may take a Context before the payload.
 
-        `isolation` is that of `task`.
+        Raises TypeError, ValueError as `task` does.
         """
-        where = _known(isolation)
+        manner = manner_of(options)
 
         def decorate(function: AnyRaw) -> AnyRaw:
-            self.register(RawHandler(name, cast(Callable[..., Any], function), where))
+            self.register(RawHandler(name, cast(Callable[..., Any], function), manner))
             return function
 
         return decorate
@@ -170,9 +160,3 @@ class App:
     async def close(self) -> None:
         """Hang up."""
         await self.clients.close()
-
-
-def _known(isolation: Isolation | None) -> Isolation | None:
-    if isolation not in (None, "process"):
-        raise ValueError(f"isolation must be 'process' or None, got {isolation!r}")
-    return isolation

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from taskqueue.worker.children import Children
 from taskqueue.worker.context import Claim, Context
 from taskqueue.worker.execution import Execution, checked
-from taskqueue.worker.handler import Handler
+from taskqueue.worker.handler import Handler, Manner
 from taskqueue.worker.middleware import Middleware, execute_through
 from taskqueue.worker.outcomes import Failure, failure_of
 
@@ -34,7 +34,16 @@ class Ending(Enum):
 class Attempt:
     """A claim that this worker is at work on."""
 
-    __slots__ = ("_context", "_execution", "claim", "ending", "has_started", "task", "timer")
+    __slots__ = (
+        "_context",
+        "_execution",
+        "_manner",
+        "claim",
+        "ending",
+        "has_started",
+        "task",
+        "timer",
+    )
 
     def __init__(self, claim: Claim) -> None:
         self.claim = claim
@@ -44,6 +53,7 @@ class Attempt:
         self.timer: asyncio.TimerHandle | None = None
         self._execution: Execution | None = None
         self._context: Context[Any] | None = None
+        self._manner = Manner()
 
     @property
     def thread(self) -> asyncio.Future[Any] | None:
@@ -73,6 +83,7 @@ class Attempt:
         Whatever the handler raises, SystemExit included, is a failed attempt and no more.
         """
         self.has_started = True
+        self._manner = handler.manner
         self._context = context
         if self.ending is not None:
             return self._stopped()
@@ -80,7 +91,7 @@ class Attempt:
             if means.middleware:
                 execute = partial(self._execute, handler, context, means)
                 result = checked(await execute_through(means.middleware, context, execute))
-            elif handler.isolation is None:  # the short way for what is most common
+            elif handler.manner.isolation is None:  # the short way for what is most common
                 self._execution = Execution(means.threads)
                 result = await self._execution.run(handler, context)
             else:
@@ -95,10 +106,10 @@ class Attempt:
 
     def refused(self, error: BaseException) -> list[bytes]:
         """The report of an attempt that raised, or whose result the broker does not take."""
-        return self._fail(failure_of(error))
+        return self._fail(failure_of(error, self._manner.allows_retry))
 
     async def _execute(self, handler: Handler, context: Context[Any], means: Means) -> bytes:
-        if handler.isolation is not None and means.children is not None:
+        if handler.manner.isolation is not None and means.children is not None:
             return await means.children.run(self.claim, context)
         self._execution = Execution(means.threads)
         return await self._execution.run(handler, context)

@@ -82,7 +82,8 @@ class Child:
         try:
             result = await Execution(self._threads).run(handler, context)
         except BaseException as error:  # noqa: BLE001  a failed attempt and no more
-            ending: pipe.FromChild = pipe.Failed(failure_of(error), resident())
+            failure = failure_of(error, handler.manner.allows_retry)
+            ending: pipe.FromChild = pipe.Failed(failure, resident())
         else:
             ending = pipe.Completed(result, resident())
         await context.lines_told()

@@ -3,35 +3,102 @@
 import copy
 import inspect
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, Generic, Literal, ParamSpec, TypedDict, TypeVar, Unpack, cast
 
 import msgspec
+from msgspec import Struct
 
-from taskqueue.client.task import Task
+from taskqueue.client.task import Backoff, PriorityName, Task, UniqueWhile
+from taskqueue.wire.messages import LARGEST_CLAIM
 from taskqueue.worker.clients import Clients
 from taskqueue.worker.context import Context
 from taskqueue.worker.handle import Handle
+from taskqueue.worker.outcomes import Fail, Retry
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 Isolation = Literal["process"]
+Exceptions = type[BaseException] | tuple[type[BaseException], ...]
 
 _REFUSED: Final = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _KEYWORD_ONLY: Final = inspect.Parameter.KEYWORD_ONLY
 
 
 class SubmitOptions(TypedDict, total=False):
-    """How one submit differs from the task's own settings. `delay` and `timeout` in seconds."""
+    """How one submit differs from the task's own settings: see Task. Times are in seconds."""
 
-    priority: int
+    priority: int | PriorityName
     timeout: int
     retries: int
     delay: float
     schedule_at: datetime
     task_id: str
+    idempotency_key: str
+    tags: Sequence[str]
+    metadata: Mapping[str, str]
+    expires_at: datetime
+    expires_in: float
+    unique_key: str
+    unique_while: UniqueWhile
+    unique_seconds: float
+    replace: bool
+    backoff: Backoff
+    retention: float
+
+
+class WorkOptions(TypedDict, total=False):
+    """How a worker runs a task.
+
+    With `isolation="process"` it runs in a process of its own, which is killed at the time limit;
+    it must be declared in a module, not inside a function. It takes `weight` of the worker's slots.
+    Without `retry_on` whatever it raises is tried again; with it only these exceptions are, and in
+    any case none of `fail_on`.
+    """
+
+    isolation: Isolation | None
+    weight: int
+    retry_on: Exceptions
+    fail_on: Exceptions
+
+
+class TaskOptions(SubmitOptions, WorkOptions, total=False):
+    """What a task can be declared with; `name` is the task type, else the function's name."""
+
+    name: str | None
+
+
+class Manner(Struct, frozen=True):
+    """How a worker runs a handler; see WorkOptions."""
+
+    isolation: Isolation | None = None
+    weight: int = 1
+    retry_on: Exceptions | None = None
+    fail_on: Exceptions = ()
+
+    def allows_retry(self, error: BaseException) -> bool:
+        """Whether another attempt may help after such an error."""
+        if isinstance(error, Retry):
+            return True
+        if isinstance(error, (Fail, self.fail_on)):
+            return False
+        return self.retry_on is None or isinstance(error, self.retry_on)
+
+
+def manner_of(options: WorkOptions) -> Manner:
+    """The manner that these options ask for. Raises ValueError, TypeError."""
+    unknown = options.keys() - WorkOptions.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"there is no option {unknown.pop()!r}; see TaskOptions")
+    manner = Manner(**options)
+    if manner.isolation not in (None, "process"):
+        raise ValueError(f"isolation must be 'process' or None, got {manner.isolation!r}")
+    if not 1 <= manner.weight <= LARGEST_CLAIM:
+        raise ValueError(f"weight must be between 1 and {LARGEST_CLAIM}, got {manner.weight}")
+    isinstance(None, (manner.fail_on, manner.retry_on or ()))  # raises for what is no exception
+    return manner
 
 
 class Codec:
@@ -101,15 +168,16 @@ class TaskHandler(Generic[Arguments, Result]):
         name: str,
         function: Callable[..., Any],
         options: SubmitOptions,
-        isolation: Isolation | None = None,
+        manner: Manner,
     ) -> None:
         self.name = name
         self.function = function
-        self.isolation = isolation
+        self.manner = manner
         self.is_async = inspect.iscoroutinefunction(function)
         self.codec = Codec(function)
         self._clients = clients
         self._options = options
+        self._as_task(b"").request()  # what is wrong is told where it is written
 
     def options(self, **options: Unpack[SubmitOptions]) -> "TaskHandler[Arguments, Result]":
         """This task with other settings for what is submitted through what this returns."""
@@ -131,29 +199,41 @@ class TaskHandler(Generic[Arguments, Result]):
         return Handle(self._clients, task_id, self.codec.decode_result)
 
     def _task(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Task:
+        return self._as_task(self.codec.encode_arguments(args, kwargs))
+
+    def _as_task(self, payload: bytes) -> Task:
         options = self._options
         return Task(
             self.name,
-            self.codec.encode_arguments(args, kwargs),
+            payload,
             priority=options.get("priority", 100),
             timeout=options.get("timeout", 300),
             max_retries=options.get("retries", 3),
             schedule_at=options.get("schedule_at"),
             delay=options.get("delay"),
             task_id=options.get("task_id"),
+            idempotency_key=options.get("idempotency_key"),
+            tags=tuple(options.get("tags", ())),
+            metadata=dict(options.get("metadata", {})),
+            expires_at=options.get("expires_at"),
+            expires_in=options.get("expires_in"),
+            unique_key=options.get("unique_key"),
+            unique_while=options.get("unique_while", "running"),
+            unique_seconds=options.get("unique_seconds"),
+            replace=options.get("replace", False),
+            backoff=options.get("backoff"),
+            retention=options.get("retention"),
         )
 
 
 class RawHandler:
     """A function from bytes to bytes, for payloads that are not JSON."""
 
-    def __init__(
-        self, name: str, function: Callable[..., Any], isolation: Isolation | None = None
-    ) -> None:
+    def __init__(self, name: str, function: Callable[..., Any], manner: Manner) -> None:
         parameters = list(inspect.signature(function).parameters.values())
         self.name = name
         self.function = function
-        self.isolation = isolation
+        self.manner = manner
         self.is_async = inspect.iscoroutinefunction(function)
         self.takes_context = len(parameters) == 2
 

@@ -4,7 +4,7 @@ import logging
 import socket
 import threading
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import hiredis
 import msgspec
@@ -15,7 +15,7 @@ from taskqueue.client.link import Backoff, Brokers, is_reason_to_leave
 from taskqueue.client.task import as_fields
 from taskqueue.core.clock import SECOND, SystemClock
 from taskqueue.wire import resp
-from taskqueue.wire.workers import BeatReply
+from taskqueue.wire.workers import About, BeatReply
 
 FIRST_INTERVAL: Final = 1.0
 ANSWER_SECONDS: Final = 5.0
@@ -26,26 +26,30 @@ Held = Iterable[tuple[str, int]]
 """Claims: each the id of a task and the token of the claim."""
 
 
+class Ears(NamedTuple):
+    """How the heartbeat asks and tells its worker, in its own thread.
+
+    `on_lost` is called with the claims that the broker says are not this worker's any more,
+    `on_order` with what somebody wants it to do; `portray` says what it is to tell of itself.
+    """
+
+    held: Callable[[], Held]
+    on_lost: Callable[[list[tuple[str, int]]], None]
+    on_order: Callable[[str], None] = lambda _order: None
+    portray: Callable[[], About] | None = None
+
+
 class Heartbeat:
     """Sends `TQ.BEAT` with all the worker holds, three times in each lease.
 
-    `held` is called in the heartbeat's thread, and so is `on_lost` with the claims that the
-    broker says are not this worker's any more. A broker that fails it is left, for the
-    whole worker.
+    A broker that fails it is left, for the whole worker.
     """
 
-    def __init__(
-        self,
-        brokers: Brokers,
-        worker_id: str,
-        held: Callable[[], Held],
-        on_lost: Callable[[list[tuple[str, int]]], None],
-    ) -> None:
+    def __init__(self, brokers: Brokers, worker_id: str, ears: Ears) -> None:
         self._brokers = brokers
         self._address = brokers.current
         self._worker_id = worker_id
-        self._held = held
-        self._on_lost = on_lost
+        self._ears = ears
         self._interval = FIRST_INTERVAL
         self._clock = SystemClock()
         self._renewed_at = self._clock.steady()
@@ -107,15 +111,17 @@ class Heartbeat:
             # Nobody listens there: no broker that could give the tasks to others. The next one
             # to start grants whole leases.
             self._renewed_at = now
-        elif self._renewed_at + 3 * self._interval * SECOND < now and (held := list(self._held())):
+        elif self._renewed_at + 3 * self._interval * SECOND < now and (
+            held := list(self._ears.held())
+        ):
             log.warning(
                 "the broker does not answer and the lease is over; what runs is stopped",
                 extra={"worker_id": self._worker_id},
             )
-            self._on_lost(held)
+            self._ears.on_lost(held)
 
     def _beat(self) -> None:
-        held = list(self._held())
+        held = list(self._ears.held())
         words = [word for task_id, token in held for word in (task_id, str(token))]
         answer = self._ask("TQ.BEAT", self._worker_id, *words)
         reply = msgspec.convert(as_fields(answer), BeatReply)
@@ -123,7 +129,12 @@ class Heartbeat:
         self._is_shared = reply.shared
         if reply.lost:
             lost = set(reply.lost)
-            self._on_lost([claim for claim in held if claim[0] in lost])
+            self._ears.on_lost([claim for claim in held if claim[0] in lost])
+        if reply.order is not None:
+            self._ears.on_order(reply.order)
+        if self._ears.portray is not None:
+            about = msgspec.json.encode(self._ears.portray()).decode()
+            self._ask("TQ.ABOUT", self._worker_id, about)
 
     def _ask(self, *words: str) -> Any:
         if self._address != self._brokers.current:

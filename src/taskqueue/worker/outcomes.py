@@ -1,6 +1,7 @@
 """How an attempt fails: what a handler raises to say what is to follow, and what is told of it."""
 
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -89,8 +90,10 @@ class WorkerProcessDied(ProcessError):
         super().__init__(Failure("WorkerProcessDied", message))
 
 
-def failure_of(error: BaseException) -> Failure:
-    """What is told of an error that a handler has raised."""
+def failure_of(
+    error: BaseException, allows_retry: Callable[[BaseException], bool] | None = None
+) -> Failure:
+    """What is told of an error that a handler has raised; `allows_retry` judges it."""
     if isinstance(error, ProcessError):
         return error.failure
     if isinstance(error, Snooze):
@@ -106,7 +109,7 @@ def failure_of(error: BaseException) -> Failure:
         # With its causes: what went wrong is often said there.
         clipped("".join(traceback.format_exception(error))),
         _delay_of(error),
-        not isinstance(error, Fail),
+        not isinstance(error, Fail) if allows_retry is None else allows_retry(error),
     )
 
 

@@ -69,7 +69,7 @@ def place_of(app: App) -> AppPlace:
 
     Raises InvalidRequest where it cannot, as in a function or in an interactive session.
     """
-    handlers = [one for one in app.handlers.values() if one.isolation is not None]
+    handlers = [one for one in app.handlers.values() if one.manner.isolation is not None]
     modules = list(dict.fromkeys(one.function.__module__ for one in handlers))
     module, name = _path_of(app, modules)
     main = _main() if MAIN in (module, *modules) else {}

@@ -6,12 +6,10 @@ holds more claims than it has slots.
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
 from typing import Any, Final
-
-from msgspec import Struct
 
 from taskqueue.client.address import BrokerAddress, broker_addresses
 from taskqueue.client.connection import Connection, ConnectionLost
@@ -19,76 +17,67 @@ from taskqueue.client.link import Link
 from taskqueue.client.task import as_fields
 from taskqueue.core.errors import BrokerUnavailable, InvalidRequest, TaskQueueError
 from taskqueue.core.ids import new_task_id, new_worker_id
-from taskqueue.wire.messages import LARGEST_CLAIM, MOST_CLAIM_TYPES
+from taskqueue.wire.workers import About
 from taskqueue.worker.app import App
-from taskqueue.worker.attempt import Attempt, Ending, Means
-from taskqueue.worker.children import Children
-from taskqueue.worker.context import NO_STATE, Claim, Context
-from taskqueue.worker.heartbeat import Heartbeat
+from taskqueue.worker.attempt import Attempt, Ending
+from taskqueue.worker.context import Claim, Context
+from taskqueue.worker.heartbeat import Ears, Heartbeat
 from taskqueue.worker.notes import EXTEND, Note
-from taskqueue.worker.place import place_of, refuse_worker_while_importing
+from taskqueue.worker.place import refuse_worker_while_importing
+from taskqueue.worker.portrait import Portrait
+from taskqueue.worker.repertoire import Repertoire
 from taskqueue.worker.reporter import Reporter
+from taskqueue.worker.settings import WorkerSettings as WorkerSettings
 from taskqueue.worker.watch import LoopWatch
 
 BLOCK_SECONDS: Final = 10.0
+SHORT_BLOCK: Final = 1.0
 FAREWELL_SECONDS: Final = 5.0
 
 log = logging.getLogger("taskqueue.worker")
 
 
-class WorkerSettings(Struct, frozen=True, kw_only=True):
-    """How a worker works.
-
-    `concurrency` tasks at once; `shutdown_seconds` to finish when told to stop. A process for
-    handlers is replaced after `child_tasks` of them, and when it has more than `child_memory_mb`
-    megabytes resident after one; 0 is never. A handler that keeps the event loop busy for
-    `stall_seconds` is named in the log; 0 is never.
-    """
-
-    concurrency: int = 10
-    shutdown_seconds: float = 60.0
-    child_tasks: int = 1_000
-    child_memory_mb: int = 0
-    stall_seconds: float = 1.0
-
-
 class Worker:
-    """Runs an app's handlers on the running event loop, in a pool of threads, and in processes.
+    """Runs handlers of apps on the running event loop, in a pool of threads, and in processes.
 
-    On the app's brokers unless told other `addresses`. Raises InvalidRequest for more slots or task
-    types than one worker may have, and where processes could not import the app.
+    On the first app's brokers unless told other `addresses`. Raises InvalidRequest for more slots
+    or task types than one worker may have, for two handlers of one name, and where processes could
+    not import an app.
     """
 
     def __init__(
         self,
-        app: App,
+        app: App | Sequence[App],
         addresses: Sequence[BrokerAddress] | None = None,
         settings: WorkerSettings | None = None,
     ) -> None:
-        addresses = addresses or broker_addresses(app.clients.url, app.clients.api_key)
+        apps = [app] if isinstance(app, App) else list(app)
+        addresses = addresses or broker_addresses(apps[0].clients.url, apps[0].clients.api_key)
         settings = settings or WorkerSettings()
-        _check(app, settings)
+        refuse_worker_while_importing()
+        settings.check()
         self.worker_id = new_worker_id()
-        self._app = app
         self._settings = settings
+        self._threads = ThreadPoolExecutor(settings.concurrency, "tq-handler")
+        self._repertoire = Repertoire(apps, settings, self._threads)
         self._link = Link(addresses)
         self._claims: Connection | None = None
         self._claim_id = ""
-        self._claim_words = [b"TYPES", *(name.encode() for name in app.handlers)]
+        self._claim_words = _typed(self._repertoire.weights)
         self._reporter = Reporter(self._link, self.worker_id, self._settled)
         self._held: dict[str, Attempt] = {}
         self._taken = 0
-        self._threads = ThreadPoolExecutor(settings.concurrency, "tq-handler")
-        self._children = _children_for(app, settings)
-        self._means = Means(self._threads, self._children, app.execute_middleware)
-        self._state: object = NO_STATE
         self._is_stopping = False
+        self._is_quiet = False
         self._is_hurried = False
         self._wake = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._heartbeat = Heartbeat(
-            self._link.brokers, self.worker_id, self._claims_held, self._on_lost
+            self._link.brokers,
+            self.worker_id,
+            Ears(self._claims_held, self._on_lost, self._obey_soon, self._drawn),
         )
+        self._portrait = Portrait(settings.concurrency, self._repertoire.weights)
         self._link.brokers.on_move = self._on_move
         self._watch = LoopWatch(self._loop, settings.stall_seconds, self._claim_of)
 
@@ -97,12 +86,30 @@ class Worker:
         if self._is_stopping:
             self._is_hurried = True
             self._stop_all(Ending.RELEASED)
-        elif self._claims is not None:
-            # A claim that waits is answered at once; what it was just given comes with the answer.
-            self._claims.send_no_more()
-            self._loop.call_later(FAREWELL_SECONDS, self._claims.close)
+        else:
+            self._end_claim()
         self._is_stopping = True
         self._wake.set()
+
+    def obey(self, order: str | None) -> None:
+        """Do what somebody has ordered: "quiet" to claim nothing, "work" again, or "stop"."""
+        if order == "stop" and not self._is_stopping:
+            log.info("ordered to stop", extra={"worker_id": self.worker_id})
+            self.stop()
+        elif order in ("quiet", "work") and self._is_quiet is not (order == "quiet"):
+            self._is_quiet = order == "quiet"
+            log.info("ordered to %s", order, extra={"worker_id": self.worker_id})
+            if self._is_quiet:
+                self._end_claim()
+            self._wake.set()
+            self._heartbeat.beat_now()
+
+    def _end_claim(self) -> None:
+        """A claim that waits is answered at once; what it was just given comes with the answer."""
+        claims = self._claims
+        if claims is not None:
+            claims.send_no_more()
+            self._loop.call_later(FAREWELL_SECONDS, claims.close)
 
     async def run(self) -> None:
         """Work until told to stop, inside the app's lifespan.
@@ -111,20 +118,18 @@ class Worker:
         cannot be started; and what the lifespan raises.
         """
         async with AsyncExitStack() as stack:
-            if self._app.lifespan is not None:
-                self._state = await stack.enter_async_context(self._app.lifespan(self._app))
-            if self._children is not None:
-                stack.push_async_callback(self._children.close)
-                await self._children.open()
+            await self._repertoire.open(stack)
             await self._work_until_stopped()
 
     async def _work_until_stopped(self) -> None:
         log.info("worker started", extra={"worker_id": self.worker_id})
         self._heartbeat.start()
         self._watch.start()
+        listening = self._loop.create_task(self._listen())
         try:
             await self._claim_until_stopped()
         finally:
+            listening.cancel()
             if self._claims is not None:
                 self._claims.close()
             await self._finish()
@@ -140,12 +145,15 @@ class Worker:
     async def _claim_until_stopped(self) -> None:
         backoff = self._link.backoff()
         while not self._is_stopping:
+            if self._is_quiet:
+                await self._sleep()
+                continue
             try:
                 claimed = await self._claim()
             except InvalidRequest:
                 raise  # it would be refused each time
             except (TaskQueueError, ConnectionLost) as error:
-                if not self._is_stopping:
+                if not (self._is_stopping or self._is_quiet):
                     log.warning("cannot claim: %s", error, extra={"worker_id": self.worker_id})
                     self._blame_for_claims(error)
                     await self._sleep(backoff.next_pause(error))
@@ -153,14 +161,20 @@ class Worker:
             backoff = self._link.backoff()
             for claim in claimed:
                 self._start(claim)
-            while self._taken >= self._settings.concurrency and not self._is_stopping:
+            while self._is_full and not self._is_stopping:
                 await self._sleep()
+
+    @property
+    def _is_full(self) -> bool:
+        free = self._settings.concurrency - self._taken
+        return free < min(self._repertoire.lightest, self._settings.concurrency)
 
     async def _claim(self) -> list[Claim]:
         if self._claims is None or not self._claims.is_open:
             self._claims = await self._link.open()
-        if self._is_stopping:
+        if self._is_stopping or self._is_quiet:
             return []
+        number, seconds, types = self._what_fits()
         # Kept until it is answered: a claim whose answer was lost is repeated, not made anew.
         self._claim_id = self._claim_id or new_task_id()
         answer = await self._claims.send(
@@ -169,13 +183,51 @@ class Worker:
             b"ID",
             self._claim_id.encode(),
             b"COUNT",
-            b"%d" % (self._settings.concurrency - self._taken),
+            b"%d" % number,
             b"BLOCK",
-            b"%d" % round(BLOCK_SECONDS * 1000),
-            *self._claim_words,
+            b"%d" % round(seconds * 1000),
+            *types,
         )
         self._claim_id = ""
         return [claim_in(words) for words in answer]
+
+    def _what_fits(self) -> tuple[int, float, list[bytes]]:
+        """How many tasks there is room for, how long to wait for them, and of which types."""
+        slots = self._settings.concurrency
+        free = slots - self._taken
+        if self._repertoire.is_even:
+            return free, BLOCK_SECONDS, self._claim_words
+        types = self._repertoire.fitting(free, slots)
+        heaviest = max(min(self._repertoire.weights[name], slots) for name in types)
+        # Where heavier ones must wait for room, they are not to wait for this claim besides.
+        is_partly = len(types) < len(self._repertoire.weights)
+        return free // heaviest, SHORT_BLOCK if is_partly else BLOCK_SECONDS, _typed(types)
+
+    async def _listen(self) -> None:
+        """Hear at once what is to be stopped, rather than with the next heartbeat."""
+        backoff = self._link.backoff()
+        while True:
+            try:
+                async with asyncio.timeout(2 * BLOCK_SECONDS), self._link.blocking() as connection:
+                    wait = b"%d" % round(BLOCK_SECONDS * 1000)
+                    answer = await connection.send(b"TQ.NOTICE", self.worker_id.encode(), wait)
+            except (TaskQueueError, ConnectionLost, TimeoutError) as error:
+                log.debug("no notices: %s", error, extra={"worker_id": self.worker_id})
+                await asyncio.sleep(backoff.next_pause(error))
+                continue
+            backoff = self._link.backoff()
+            notice = as_fields(answer)
+            self._drop([(task_id, token) for task_id, token in notice["lost"]])
+            self.obey(notice["order"])
+
+    def _obey_soon(self, order: str) -> None:
+        with suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self.obey, order)
+
+    def _drawn(self) -> About:
+        # Called in the heartbeat's thread.
+        order = "stop" if self._is_stopping else "quiet" if self._is_quiet else "work"
+        return self._portrait.drawn(self._taken, [one[0] for one in self._claims_held()], order)
 
     def _blame_for_claims(self, error: Exception) -> None:
         if self._claims is not None:
@@ -213,7 +265,7 @@ class Worker:
             # The broker took the task back and gave it to this worker again: the old claim is over.
             superseded.stop(Ending.LOST)
         self._held[claim.task_id] = attempt
-        self._taken += 1
+        self._taken += self._weight_of(attempt)
         attempt.task = self._loop.create_task(self._work(attempt))
         self._set_timer(attempt, claim.timeout)
         if self._is_stopping:
@@ -221,8 +273,9 @@ class Worker:
 
     async def _work(self, attempt: Attempt) -> None:
         claim = attempt.claim
-        context: Context[Any] = Context(claim, self._loop, self._tell, self._state)
-        report = await attempt.run(self._app.handlers[claim.task_type], context, self._means)
+        handler, home = self._repertoire[claim.task_type]
+        context: Context[Any] = Context(claim, self._loop, self._tell, home.state)
+        report = await attempt.run(handler, context, home.means)
         await context.lines_told()
         if attempt.timer is not None:
             attempt.timer.cancel()
@@ -240,13 +293,16 @@ class Worker:
             self._wake.set()
         thread = attempt.thread
         if thread is not None and not thread.done():
-            thread.add_done_callback(self._free_slot)
+            thread.add_done_callback(lambda _: self._free_slots(attempt))
         else:
-            self._free_slot()
+            self._free_slots(attempt)
 
-    def _free_slot(self, _thread: object = None) -> None:
-        self._taken -= 1
+    def _free_slots(self, attempt: Attempt) -> None:
+        self._taken -= self._weight_of(attempt)
         self._wake.set()
+
+    def _weight_of(self, attempt: Attempt) -> int:
+        return min(self._repertoire.weights[attempt.claim.task_type], self._settings.concurrency)
 
     async def _tell(self, claim: Claim, note: Note) -> None:
         try:
@@ -314,6 +370,10 @@ class Worker:
             attempt.stop(ending)
 
 
+def _typed(types: Iterable[str]) -> list[bytes]:
+    return [b"TYPES", *(name.encode() for name in types)]
+
+
 def claim_in(words: Sequence[Any]) -> Claim:
     """The claim that the broker's words stand for."""
     task_id, token, task_type, payload, attempt, timeout, _priority, _created_at, *more = words
@@ -322,29 +382,3 @@ def claim_in(words: Sequence[Any]) -> Claim:
         return claim
     metadata, saved = more
     return claim._replace(metadata=as_fields(metadata), saved=saved)
-
-
-def _check(app: App, settings: WorkerSettings) -> None:
-    refuse_worker_while_importing()
-    if not 1 <= settings.concurrency <= LARGEST_CLAIM:
-        raise InvalidRequest(
-            f"concurrency must be between 1 and {LARGEST_CLAIM}, got {settings.concurrency}; "
-            "start more workers for more",
-            field="concurrency",
-        )
-    for name in ("child_tasks", "child_memory_mb", "stall_seconds"):
-        value = getattr(settings, name)
-        if not value >= 0:
-            raise InvalidRequest(f"{name} must be 0 or more, got {value}", field=name)
-    if not 1 <= len(app.handlers) <= MOST_CLAIM_TYPES:
-        raise InvalidRequest(
-            f"a worker takes 1 to {MOST_CLAIM_TYPES} handlers, the app has {len(app.handlers)}"
-        )
-
-
-def _children_for(app: App, settings: WorkerSettings) -> Children | None:
-    if all(handler.isolation is None for handler in app.handlers.values()):
-        return None
-    return Children(
-        place_of(app), settings.concurrency, settings.child_tasks, settings.child_memory_mb
-    )

@@ -167,7 +167,7 @@ NOBODY = "127.0.0.1:1"
         ("payload", {"payload": None}),
         ("priority", {"priority": -1}),
         ("priority", {"priority": 256}),
-        ("priority", {"priority": "high"}),
+        ("priority", {"priority": "urgent"}),
         ("priority", {"priority": True}),
         ("timeout", {"timeout": 0}),
         ("timeout", {"timeout": 2.5}),

@@ -18,7 +18,7 @@ from taskqueue import App, BrokerUnavailable, Task
 from taskqueue.client.address import broker_addresses
 from taskqueue.client.link import Brokers, Link
 from taskqueue.doors.tls import Tls
-from taskqueue.worker.heartbeat import Heartbeat
+from taskqueue.worker.heartbeat import Ears, Heartbeat
 from taskqueue.worker.runner import Worker
 from tests.contract.client.conftest import ConnectTo
 from tests.support.certificates import Authority, CertificateFiles, Doors, open_doors
@@ -223,7 +223,9 @@ async def test_a_worker_works_over_tls_and_stops_while_it_waits(
 async def test_a_heartbeat_goes_over_tls(mutual: Doors, authority: Authority) -> None:
     shown = authority.issue("worker")
     url = f"{url_of(mutual, authority)}&cert={shown.cert}&key={shown.key}"
-    heartbeat = Heartbeat(Brokers(broker_addresses(url)), "w7", lambda: [], lambda _lost: None)
+    heartbeat = Heartbeat(
+        Brokers(broker_addresses(url)), "w7", Ears(lambda: [], lambda _lost: None)
+    )
     heartbeat.start()
     await until(lambda: "w7" in mutual.broker.workers)
     await asyncio.to_thread(heartbeat.stop)

@@ -14,7 +14,7 @@ from taskqueue.broker.workers import Workers
 from taskqueue.client.link import Brokers
 from taskqueue.core.clock import ManualClock
 from taskqueue.worker.entry import load_app
-from taskqueue.worker.heartbeat import Heartbeat
+from taskqueue.worker.heartbeat import Ears, Heartbeat
 from taskqueue.worker.runner import Worker, WorkerSettings
 from tests.support.door import until
 from tests.unit.worker.conftest import Bench, a_worker
@@ -216,7 +216,9 @@ async def test_a_claim_that_the_same_worker_gets_anew_ends_the_old_one(bench: Be
 async def test_what_is_lost_is_named_with_its_token(beating: Bench) -> None:
     task_id = "0192f0c1-2f8e-7cc2-98b4-1f2d3c4b5a69"
     lost: list[list[tuple[str, int]]] = []
-    heartbeat = Heartbeat(Brokers(beating.door.addresses), "w", lambda: [(task_id, 7)], lost.append)
+    heartbeat = Heartbeat(
+        Brokers(beating.door.addresses), "w", Ears(lambda: [(task_id, 7)], lost.append)
+    )
     heartbeat.start()
     await until(lambda: bool(lost))
     await asyncio.to_thread(heartbeat.stop)
