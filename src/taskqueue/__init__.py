@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from taskqueue.client.aio import AsyncClient
     from taskqueue.client.errors import TaskFailed, WaitTimeout
     from taskqueue.client.sync import SyncClient
-    from taskqueue.client.task import Task, TaskPage, TaskStatus
+    from taskqueue.client.task import Backoff, Task, TaskPage, TaskStatus
     from taskqueue.core.errors import (
         AuthenticationFailed,
         BrokerUnavailable,
@@ -26,11 +26,12 @@ if TYPE_CHECKING:
         RateLimitExceeded,
         TaskNotFound,
         TaskQueueError,
+        WorkerNotFound,
     )
     from taskqueue.core.keys import Permission
     from taskqueue.core.task import Status
     from taskqueue.worker.app import App
-    from taskqueue.worker.context import Context
+    from taskqueue.worker.context import Cancellation, Context
     from taskqueue.worker.entry import run_worker
     from taskqueue.worker.gathering import (
         as_completed,
@@ -41,14 +42,17 @@ if TYPE_CHECKING:
     from taskqueue.worker.handle import Handle
     from taskqueue.worker.middleware import CallNext, Middleware, SubmitMiddleware, SubmitNext
     from taskqueue.worker.outcomes import Fail, ProcessError, Retry, Snooze, WorkerProcessDied
-    from taskqueue.worker.runner import Worker, WorkerSettings
+    from taskqueue.worker.runner import Worker
+    from taskqueue.worker.settings import WorkerSettings
 
 __all__ = [
     "App",
     "AsyncClient",
     "AuthenticationFailed",
+    "Backoff",
     "BrokerUnavailable",
     "CallNext",
+    "Cancellation",
     "Context",
     "DataDamaged",
     "Fail",
@@ -82,6 +86,7 @@ __all__ = [
     "TaskStatus",
     "WaitTimeout",
     "Worker",
+    "WorkerNotFound",
     "WorkerProcessDied",
     "WorkerSettings",
     "as_completed",
@@ -95,11 +100,11 @@ _PLACES = {
     "taskqueue.client.aio": ("AsyncClient",),
     "taskqueue.client.errors": ("TaskFailed", "WaitTimeout"),
     "taskqueue.client.sync": ("SyncClient",),
-    "taskqueue.client.task": ("Task", "TaskPage", "TaskStatus"),
+    "taskqueue.client.task": ("Backoff", "Task", "TaskPage", "TaskStatus"),
     "taskqueue.core.keys": ("Permission",),
     "taskqueue.core.task": ("Status",),
     "taskqueue.worker.app": ("App",),
-    "taskqueue.worker.context": ("Context",),
+    "taskqueue.worker.context": ("Cancellation", "Context"),
     "taskqueue.worker.entry": ("run_worker",),
     "taskqueue.worker.gathering": (
         "as_completed",
@@ -115,7 +120,8 @@ _PLACES = {
         "SubmitNext",
     ),
     "taskqueue.worker.outcomes": ("Fail", "ProcessError", "Retry", "Snooze", "WorkerProcessDied"),
-    "taskqueue.worker.runner": ("Worker", "WorkerSettings"),
+    "taskqueue.worker.runner": ("Worker",),
+    "taskqueue.worker.settings": ("WorkerSettings",),
 }
 _PLACE_OF = {name: place for place, names in _PLACES.items() for name in names}
 

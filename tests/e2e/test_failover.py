@@ -10,7 +10,8 @@ import pytest
 
 from taskqueue import App, AsyncClient, SyncClient, Task
 from taskqueue.client.address import broker_addresses
-from taskqueue.worker.runner import Worker, WorkerSettings
+from taskqueue.worker.runner import Worker
+from taskqueue.worker.settings import WorkerSettings
 from tests.support.broker import BrokerProcess, a_broker_process
 from tests.support.door import PATIENCE, no_longer_than
 from tests.support.ports import free_port

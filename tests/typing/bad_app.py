@@ -56,7 +56,7 @@ async def mistakes() -> None:
     await send_email.submit("ada@example.org", "Hi", "more")  # error
     await add.submit(1, b="2")  # error
     await add.options(prio=255).submit(1)  # error
-    await add.options(priority="high").submit(1)  # error
+    await add.options(priority="urgent").submit(1)  # error
     handle = await add.submit(1)
     length = len(await handle.result())  # error
     text: str = add.submit_sync(1).result_sync()  # error

@@ -7,7 +7,7 @@ from taskqueue import Tassk as Misspelt  # error
 async def mistakes(client: AsyncClient, sync_client: SyncClient) -> None:
     Task("send_email", "not bytes")  # error
     Task("send_email")  # error
-    Task("send_email", b"").with_priority("high")  # error
+    Task("send_email", b"").with_priority("urgent")  # error
     Task("send_email", b"").priority = 3  # error
     await client.submit_task("send_email")  # error
     await client.get_status(7)  # error

@@ -12,7 +12,8 @@ from taskqueue.client.address import BrokerAddress
 from taskqueue.client.connection import Connection
 from taskqueue.core.errors import BrokerUnavailable
 from taskqueue.worker.app import App
-from taskqueue.worker.runner import Worker, WorkerSettings
+from taskqueue.worker.runner import Worker
+from taskqueue.worker.settings import WorkerSettings
 
 SLOTS: Final = 250
 """Tasks that one worker runs at once."""

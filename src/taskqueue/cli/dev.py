@@ -3,17 +3,15 @@
 import asyncio
 import contextlib
 import os
-import signal
 import sys
 import tempfile
-from pathlib import Path
 from typing import Annotated, Final
 
 import uvloop
 from cyclopts import Parameter
-from watchfiles import PythonFilter, awatch
 
 from taskqueue.cli.broker import greet
+from taskqueue.cli.reloading import keep_worker
 from taskqueue.client.aio import AsyncClient
 from taskqueue.client.task import Task
 from taskqueue.server.logs import set_up_logs
@@ -66,7 +64,11 @@ async def _run(app: str, loaded: Loaded, concurrency: int) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with running(loaded.settings) as endpoints:
         greet(endpoints, loaded)
-        keeping = asyncio.create_task(_keep_worker(app, endpoints, concurrency))
+        options = [
+            *(app, "--url", str(endpoints.native), "--concurrency", str(concurrency)),
+            *("--shutdown", str(WORKER_SHUTDOWN_SECONDS), "--log-level", "warning"),
+        ]
+        keeping = asyncio.create_task(keep_worker(options))
         showing = asyncio.create_task(_show(endpoints)) if app == SAMPLES else None
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait([keeping, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -76,29 +78,6 @@ async def _run(app: str, loaded: Loaded, concurrency: int) -> None:
         with contextlib.suppress(asyncio.CancelledError):
             await keeping
     print("stopped; the tasks are kept for the next start", file=sys.stderr)
-
-
-async def _keep_worker(app: str, endpoints: Endpoints, concurrency: int) -> None:
-    """Run the worker, and a new one for each change of its code."""
-    while True:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "taskqueue.cli.main", "worker", app),
-            *("--url", str(endpoints.native), "--concurrency", str(concurrency)),
-            *("--shutdown", str(WORKER_SHUTDOWN_SECONDS), "--log-level", "warning"),
-            start_new_session=True,  # Ctrl-C reaches it through us, once
-        )
-        try:
-            await _wait_for_change()
-            print("the code changed; a new worker starts", file=sys.stderr)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                process.send_signal(signal.SIGTERM)
-            await asyncio.shield(process.wait())
-
-
-async def _wait_for_change() -> None:
-    async for _changes in awatch(Path.cwd(), watch_filter=PythonFilter()):
-        return
 
 
 async def _show(endpoints: Endpoints) -> None:

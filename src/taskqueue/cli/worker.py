@@ -1,6 +1,9 @@
-"""`tq worker`: a process that runs an app's handlers."""
+"""`tq worker`: a process that runs the handlers of apps."""
 
+import asyncio
+import contextlib
 import os
+import signal
 import sys
 from typing import Annotated
 
@@ -9,13 +12,22 @@ from cyclopts import Parameter
 from taskqueue.cli.options import HERE, LogFormat, LogLevel, Target
 from taskqueue.server.logs import set_up_logs
 from taskqueue.worker.entry import load_app, run_worker
-from taskqueue.worker.runner import Worker, WorkerSettings
+from taskqueue.worker.runner import Worker
+from taskqueue.worker.settings import WorkerSettings
+
+RELOAD: str = "--reload"
+Patterns = Annotated[
+    list[str] | None,
+    Parameter(negative="", help="task types, or patterns as in 'mail.*'; several times, or commas"),
+]
 
 
 def worker(
-    app: Annotated[str, Parameter(help="where the app is: module:name")],
-    *,
-    concurrency: Annotated[int, Parameter(help="tasks at once, 1 to 500")] = 10,
+    *apps: Annotated[str, Parameter(help="where the apps are: module:name")],
+    concurrency: Annotated[int, Parameter(help="slots: tasks at once, 1 to 500")] = 10,
+    types: Patterns = None,
+    exclude: Patterns = None,
+    reload: Annotated[bool, Parameter(negative="", help="a new worker for changed code")] = False,
     shutdown: Annotated[float, Parameter(help="seconds to finish when told to stop")] = 60.0,
     child_tasks: Annotated[int, Parameter(help="tasks per process of handlers, 0: any")] = 1_000,
     child_memory_mb: Annotated[
@@ -26,7 +38,10 @@ def worker(
     log_format: Annotated[LogFormat, Parameter(help="json, text or auto")] = "auto",
     broker: Target = HERE,
 ) -> None:
-    """Run the handlers of an app until told to stop."""
+    """Run the handlers of apps until told to stop."""
+    if reload:
+        _run_reloading()
+        return
     set_up_logs(log_level, log_format)
     settings = WorkerSettings(
         concurrency=concurrency,
@@ -34,12 +49,35 @@ def worker(
         child_tasks=child_tasks,
         child_memory_mb=child_memory_mb,
         stall_seconds=stall,
+        types=_each(types),
+        exclude=_each(exclude),
     )
     chosen = broker.chosen()
     if chosen.api_key is not None:
         # So that the clients in its handlers, and their processes, have it, too.
         os.environ["TQ_API_KEY"] = chosen.api_key
-    run_worker(load_app(app), chosen.url, settings, _greet)
+    run_worker([load_app(app) for app in apps], chosen.url, settings, _greet)
+
+
+def _each(patterns: list[str] | None) -> tuple[str, ...]:
+    return tuple(one for text in patterns or () for one in text.split(",") if one)
+
+
+def _run_reloading() -> None:
+    """Run this very command without its --reload, anew for each change of the code."""
+    from taskqueue.cli.reloading import keep_worker
+
+    words = sys.argv[1:]
+    options = [word for word in words[words.index("worker") + 1 :] if word != RELOAD]
+
+    async def keep() -> None:
+        keeping = asyncio.ensure_future(keep_worker(options))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, keeping.cancel)
+        with contextlib.suppress(asyncio.CancelledError):
+            await keeping
+
+    asyncio.run(keep())
 
 
 def _greet(worker: Worker) -> None:

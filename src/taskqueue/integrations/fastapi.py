@@ -12,7 +12,8 @@ from fastapi.responses import JSONResponse
 from taskqueue.client.aio import AsyncClient
 from taskqueue.core.errors import TaskQueueError
 from taskqueue.worker.app import App
-from taskqueue.worker.runner import Worker, WorkerSettings
+from taskqueue.worker.runner import Worker
+from taskqueue.worker.settings import WorkerSettings
 
 ApiLifespan = Callable[[FastAPI], AbstractAsyncContextManager[Mapping[str, Any] | None]]
 

@@ -14,7 +14,8 @@ from taskqueue.client.address import broker_addresses
 from taskqueue.client.aio import AsyncClient
 from taskqueue.client.sync import LoopThread, SyncClient
 from taskqueue.worker.app import App
-from taskqueue.worker.runner import Worker, WorkerSettings
+from taskqueue.worker.runner import Worker
+from taskqueue.worker.settings import WorkerSettings
 
 START_SECONDS: Final = 30.0
 STOP_SECONDS: Final = 30.0

@@ -41,8 +41,12 @@ class TaskDecorator:
         app: "App",
         settings: TaskOptions,
     ) -> None:
+        options: dict[str, Any] = dict(settings)
         self._app = app
-        self._settings = settings
+        self._name: str | None = options.pop("name", None)
+        submit = {one: options.pop(one) for one in _SUBMIT_OPTIONS & options.keys()}
+        self._options = cast(SubmitOptions, submit)
+        self._manner = manner_of(cast(WorkOptions, options))
 
     @overload
     def __call__(
@@ -79,15 +83,12 @@ class TaskDecorator:
         """
         if function is None:
             return TaskDecorator(self._app, settings)
-        options: dict[str, Any] = dict(self._settings)
-        name = options.pop("name", None) or function.__name__
-        submit = {one: options.pop(one) for one in _SUBMIT_OPTIONS & options.keys()}
         handler: TaskHandler[Any, Any] = TaskHandler(
             self._app.clients,
-            name,
+            self._name or function.__name__,
             function,
-            cast(SubmitOptions, submit),
-            manner_of(cast(WorkOptions, options)),
+            self._options,
+            self._manner,
         )
         self._app.register(handler)
         return handler

@@ -5,13 +5,14 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from taskqueue.client.address import broker_addresses
 from taskqueue.core.errors import InvalidRequest
 from taskqueue.worker.app import App
 from taskqueue.worker.loops import loop_factory
-from taskqueue.worker.runner import Worker, WorkerSettings
+from taskqueue.worker.runner import Worker
+from taskqueue.worker.settings import WorkerSettings
 
 
 def load_app(path: str) -> App:
@@ -35,21 +36,28 @@ def load_app(path: str) -> App:
 
 
 def run_worker(
-    app: App,
+    app: App | Sequence[App],
     url: str | None = None,
     settings: WorkerSettings | None = None,
     on_start: Callable[[Worker], None] = lambda _worker: None,
 ) -> None:
-    """Run a worker until SIGTERM or SIGINT; the second one stops it at once."""
-    addresses = broker_addresses(url or app.clients.url, app.clients.api_key)
+    """Run a worker until SIGTERM or SIGINT; the second one stops it at once.
+
+    Of several apps the first one says where the broker is if `url` does not. Raises InvalidRequest.
+    """
+    apps = [app] if isinstance(app, App) else list(app)
+    if not apps:
+        raise InvalidRequest("no app is named; write module:app")
+    addresses = broker_addresses(url or apps[0].clients.url, apps[0].clients.api_key)
 
     async def work() -> bool:
-        worker = Worker(app, addresses, settings or WorkerSettings())
+        worker = Worker(apps, addresses, settings or WorkerSettings())
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, worker.stop)
         on_start(worker)
         await worker.run()
-        await app.close()
+        for one in apps:
+            await one.close()
         return worker.busy_threads
 
     with asyncio.Runner(loop_factory=loop_factory()) as runner:

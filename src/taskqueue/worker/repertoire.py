@@ -24,20 +24,20 @@ class Home:
     ) -> None:
         self.state: object = NO_STATE
         self._app = app
-        self._children: Children | None = None
+        self.children: Children | None = None
         if any(handler.manner.isolation is not None for handler in handlers):
-            self._children = Children(
+            self.children = Children(
                 place_of(app), settings.concurrency, settings.child_tasks, settings.child_memory_mb
             )
-        self.means = Means(threads, self._children, app.execute_middleware)
+        self.means = Means(threads, self.children, app.execute_middleware)
 
     async def open(self, stack: AsyncExitStack) -> None:
         """Enter the app's lifespan and start its first processes, until the stack is closed."""
         if self._app.lifespan is not None:
             self.state = await stack.enter_async_context(self._app.lifespan(self._app))
-        if self._children is not None:
-            stack.push_async_callback(self._children.close)
-            await self._children.open()
+        if self.children is not None:
+            stack.push_async_callback(self.children.close)
+            await self.children.open()
 
 
 class Part(NamedTuple):
@@ -84,6 +84,13 @@ class Repertoire:
         """Enter the lifespans of the apps, until the stack is closed."""
         for home in self._homes:
             await home.open(stack)
+
+    @property
+    def pids(self) -> set[int]:
+        """The processes that handlers run in now."""
+        return {
+            pid for home in self._homes if home.children is not None for pid in home.children.pids
+        }
 
     def fitting(self, free: int, slots: int) -> list[str]:
         """The task types of which one fits into so many free slots of all.

@@ -11,7 +11,8 @@ import pytest
 
 import taskqueue
 from taskqueue import AsyncClient, Task
-from taskqueue.worker.runner import Worker, WorkerSettings
+from taskqueue.worker.runner import Worker
+from taskqueue.worker.settings import WorkerSettings
 from tests.support.door import NativeDoor
 
 REFERENCE = (Path(__file__).parents[3] / "docs" / "reference" / "python.md").read_text()

@@ -23,7 +23,7 @@ from taskqueue.client.aio import waits_at_once
 from taskqueue.testing import InlineQueue, LocalBroker
 from taskqueue.testing.broker import Working
 from taskqueue.worker.clients import Clients
-from taskqueue.worker.runner import WorkerSettings
+from taskqueue.worker.settings import WorkerSettings
 from tests.support.broker import BrokerProcess, a_broker_process
 
 

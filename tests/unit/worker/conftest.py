@@ -13,7 +13,8 @@ from taskqueue.broker.broker import BrokerSettings
 from taskqueue.core.clock import ManualClock
 from taskqueue.core.task import Event
 from taskqueue.wire import messages as m
-from taskqueue.worker.runner import Worker, WorkerSettings
+from taskqueue.worker.runner import Worker
+from taskqueue.worker.settings import WorkerSettings
 from tests.support.door import PATIENCE, NativeDoor, a_native_door, no_longer_than
 
 

@@ -13,7 +13,8 @@ from taskqueue import Context
 from taskqueue.client.address import BrokerAddress
 from taskqueue.storage.cluster import Alone
 from taskqueue.worker.execution import FORKED_EXIT
-from taskqueue.worker.runner import Worker, WorkerSettings
+from taskqueue.worker.runner import Worker
+from taskqueue.worker.settings import WorkerSettings
 from tests.support.door import PATIENCE, until
 from tests.support.hole import Hole, a_hole
 from tests.unit.worker.conftest import Bench

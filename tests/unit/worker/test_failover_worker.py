@@ -10,7 +10,8 @@ import pytest
 from taskqueue import Context
 from taskqueue.broker.broker import BrokerSettings
 from taskqueue.client.address import broker_addresses
-from taskqueue.worker.runner import Worker, WorkerSettings
+from taskqueue.worker.runner import Worker
+from taskqueue.worker.settings import WorkerSettings
 from tests.support.door import PATIENCE, until
 from tests.support.ways import Way, some_ways, url_of, used
 from tests.unit.worker.conftest import Bench, a_bench
@@ -115,11 +116,11 @@ async def test_what_a_worker_holds_is_told_to_the_next_broker_at_once(long_lease
     async with some_ways(long_lease.door.port) as ways, a_worker_on(ways, long_lease):
         handle = await slow.submit()
         await has_begun.wait()
-        await until(lambda: any(way.carried == 2 for way in ways))
+        await until(lambda: any(way.carried == 3 for way in ways))
         lost = used(ways)
         await lost.shut()
-        # The claims' connection and the heartbeat's, which had nothing to say for an hour.
-        await until(lambda: other(ways, lost).carried == 2)
+        # The claims' connection, the notices', and the heartbeat's with nothing to say for an hour.
+        await until(lambda: other(ways, lost).carried == 3)
         may_end.set()
         assert await handle.result() == 1
         assert (await handle.status()).retry_count == 0

@@ -184,7 +184,7 @@ async def test_middleware_does_not_outlive_the_time_limit(bench: Bench) -> None:
 
 
 async def test_submit_middleware_sees_and_changes_the_task_in_both_forms(bench: Bench) -> None:
-    seen: list[tuple[str, str, int]] = []
+    seen: list[tuple[str, str, int | str]] = []
     ids: list[str] = []
 
     @bench.app.submit_middleware

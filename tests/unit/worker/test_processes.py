@@ -41,8 +41,7 @@ class ProcessBench:
     @property
     def pids(self) -> set[int]:
         """The processes that the worker has."""
-        assert self.worker._children is not None
-        return self.worker._children.pids
+        return self.worker._repertoire.pids
 
     async def submit(self, task_type: str, *, seconds: int = 300, **arguments: Any) -> str:
         """Submit a task that is tried once."""

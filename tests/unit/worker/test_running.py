@@ -15,7 +15,8 @@ from taskqueue.client.link import Brokers
 from taskqueue.core.clock import ManualClock
 from taskqueue.worker.entry import load_app
 from taskqueue.worker.heartbeat import Ears, Heartbeat
-from taskqueue.worker.runner import Worker, WorkerSettings
+from taskqueue.worker.runner import Worker
+from taskqueue.worker.settings import WorkerSettings
 from tests.support.door import until
 from tests.unit.worker.conftest import Bench, a_worker
 
@@ -232,7 +233,7 @@ async def test_news_of_an_older_claim_does_not_touch_the_one_held_now(
 
     class Overheard(Heartbeat):
         def __init__(self, *args: Any) -> None:
-            told.append(args[-1])
+            told.append(args[-1].on_lost)
             super().__init__(*args)
 
     monkeypatch.setattr("taskqueue.worker.runner.Heartbeat", Overheard)
