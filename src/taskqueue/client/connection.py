@@ -155,6 +155,7 @@ class Connection(asyncio.Protocol):
         """Tell the broker that no command follows: one that blocks is answered at once."""
         if self._transport is not None and self.is_open:
             self._flush()
+            self.is_open = False
             if self._transport.can_write_eof():
                 self._transport.write_eof()
             else:  # TLS ends both ways at once; what the broker answers then it takes back

@@ -31,12 +31,14 @@ class Ears(NamedTuple):
 
     `on_lost` is called with the claims that the broker says are not this worker's any more,
     `on_order` with what somebody wants it to do; `portray` says what it is to tell of itself.
+    `on_silence` is called when the broker did not answer, so that other connections be looked at.
     """
 
     held: Callable[[], Held]
     on_lost: Callable[[list[tuple[str, int]]], None]
     on_order: Callable[[str], None] = lambda _order: None
     portray: Callable[[], About] | None = None
+    on_silence: Callable[[], None] = lambda: None
 
 
 class Heartbeat:
@@ -91,6 +93,8 @@ class Heartbeat:
                 self._hang_up()
                 pause = min(self._interval, backoff.next_pause(error))
                 self._mind_lease(error)
+                if isinstance(error, OSError) and not isinstance(error, ConnectionRefusedError):
+                    self._ears.on_silence()
                 if is_reason_to_leave(error):
                     self._brokers.leave(self._address)
                     self._wake.clear()  # that is no news here; the pause still counts
@@ -132,9 +136,18 @@ class Heartbeat:
             self._ears.on_lost([claim for claim in held if claim[0] in lost])
         if reply.order is not None:
             self._ears.on_order(reply.order)
-        if self._ears.portray is not None:
+        self._tell_of_itself()
+
+    def _tell_of_itself(self) -> None:
+        if self._ears.portray is None:
+            return
+        try:
             about = msgspec.json.encode(self._ears.portray()).decode()
             self._ask("TQ.ABOUT", self._worker_id, about)
+        except OSError:
+            raise
+        except Exception as error:  # noqa: BLE001  the beat was heard: that is what counts
+            log.debug("not told of itself: %s", error, extra={"worker_id": self._worker_id})
 
     def _ask(self, *words: str) -> Any:
         if self._address != self._brokers.current:

@@ -27,7 +27,7 @@ from taskqueue.worker.place import refuse_worker_while_importing
 from taskqueue.worker.portrait import Portrait
 from taskqueue.worker.repertoire import Repertoire
 from taskqueue.worker.reporter import Reporter
-from taskqueue.worker.settings import WorkerSettings as WorkerSettings
+from taskqueue.worker.settings import WorkerSettings
 from taskqueue.worker.watch import LoopWatch
 
 BLOCK_SECONDS: Final = 10.0
@@ -75,7 +75,13 @@ class Worker:
         self._heartbeat = Heartbeat(
             self._link.brokers,
             self.worker_id,
-            Ears(self._claims_held, self._on_lost, self._obey_soon, self._drawn),
+            Ears(
+                self._claims_held,
+                self._on_lost,
+                self._obey_soon,
+                self._drawn,
+                self._on_silence,
+            ),
         )
         self._portrait = Portrait(settings.concurrency, self._repertoire.weights)
         self._link.brokers.on_move = self._on_move
@@ -217,7 +223,7 @@ class Worker:
                 continue
             backoff = self._link.backoff()
             notice = as_fields(answer)
-            self._drop([(task_id, token) for task_id, token in notice["lost"]])
+            self._drop([(one["task_id"], one["token"]) for one in notice["lost"]])
             self.obey(notice["order"])
 
     def _obey_soon(self, order: str) -> None:
@@ -239,6 +245,16 @@ class Worker:
         self._heartbeat.beat_now()
         with suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(self._follow)
+
+    def _on_silence(self) -> None:
+        # Called in the heartbeat's thread.
+        with suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self._claim_anew)
+
+    def _claim_anew(self) -> None:
+        """Do not wait on a connection that may be dead: the claim is repeated by its id."""
+        if self._claims is not None and not self._is_stopping:
+            self._claims.close()
 
     def _follow(self) -> None:
         """Go on at the broker in use; the claim under way is repeated there, by its id."""
