@@ -74,6 +74,7 @@ async def test_a_quiet_worker_finishes_and_claims_nothing_until_it_is_to_work(be
         return number
 
     worker = await bench.work()
+    await seen(bench, lambda _: True)
     first = await slow.submit(1)
     async with asyncio.timeout(PATIENCE):
         while begun != [1]:  # noqa: ASYNC110  nobody tells
@@ -94,14 +95,15 @@ async def test_a_worker_that_is_ordered_to_stop_drains_and_leaves(bench: Bench) 
     async def work() -> None: ...
 
     worker = await bench.work()
+    await seen(bench, lambda _: True)
+    with pytest.raises(InvalidRequest):
+        await bench.app.client.order(worker.worker_id, "dance")
+    with pytest.raises(WorkerNotFound):
+        await bench.app.client.order("nobody", "quiet")
     await bench.app.client.order(worker.worker_id, "stop")
     async with asyncio.timeout(PATIENCE):
         while not worker._is_stopping:  # noqa: ASYNC110  nobody tells
             await asyncio.sleep(0)
-    with pytest.raises(WorkerNotFound):
-        await bench.app.client.order("nobody", "quiet")
-    with pytest.raises(InvalidRequest):
-        await bench.app.client.order(worker.worker_id, "dance")
 
 
 async def test_heavy_tasks_leave_room_as_they_weigh(bench: Bench) -> None:
