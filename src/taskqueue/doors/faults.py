@@ -54,10 +54,12 @@ def bad_value(
     if match := _TOO_LONG.search(problem):
         return PayloadTooLarge(f"{field} must be at most {match[1]} bytes; send less", field=field)
     # Inside a list or a map: the limits of its entries count.
-    field, inside, _ = field.partition("[")
-    demand = (demands(request) if not inside else _entry_demands(request)).get(field)
-    whole = f"each entry of {field}" if inside else field
-    message = f"{whole} must be {demand}" if demand else f"{field}: {problem}"
+    base, inside, _ = field.partition("[")
+    demand = (_entry_demands(request) if inside else demands(request)).get(base)
+    if field.endswith("[...]"):
+        field = base
+        demand = demand and f"texts, each {demand}"
+    message = f"{field} must be {demand}" if demand else f"{field}: {problem}"
     if got is not None:
         message += f", got {shown(got)}"
     return InvalidRequest(message, field=field)

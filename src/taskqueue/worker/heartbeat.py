@@ -93,8 +93,6 @@ class Heartbeat:
                 self._hang_up()
                 pause = min(self._interval, backoff.next_pause(error))
                 self._mind_lease(error)
-                if isinstance(error, OSError) and not isinstance(error, ConnectionRefusedError):
-                    self._ears.on_silence()
                 if is_reason_to_leave(error):
                     self._brokers.leave(self._address)
                     self._wake.clear()  # that is no news here; the pause still counts
@@ -109,6 +107,8 @@ class Heartbeat:
         return Backoff(len(self._brokers) - 1)
 
     def _mind_lease(self, error: Exception) -> None:
+        if isinstance(error, OSError) and not isinstance(error, ConnectionRefusedError):
+            self._ears.on_silence()
         now = self._clock.steady()
         self._refusals = self._refusals + 1 if isinstance(error, ConnectionError) else 0
         if self._refusals >= len(self._brokers) and not self._is_shared:

@@ -3,7 +3,8 @@
 from datetime import UTC, datetime
 from pathlib import Path
 
-from taskqueue.broker.operations import BY_NAME, Deprecation
+from taskqueue.broker.operation import Deprecation
+from taskqueue.broker.operations import BY_NAME
 from taskqueue.doors import openapi
 from taskqueue.doors.http import RestSettings
 from taskqueue.doors.listener import HttpListener

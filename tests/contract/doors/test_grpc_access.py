@@ -32,6 +32,11 @@ NEEDED = {
     "StreamTaskUpdates": Permission.READ_TASKS,
     "CancelTask": Permission.CANCEL_TASKS,
     "RetryTask": Permission.ADMIN,
+    "ChangeTask": Permission.SUBMIT_TASKS,
+    "PurgeTask": Permission.ADMIN,
+    "GetTaskLogs": Permission.READ_TASKS,
+    "ListWorkers": Permission.READ_TASKS,
+    "OrderWorker": Permission.ADMIN,
     "Session": Permission.WORK,
 } | {offer.name: Permission.WORK for offer in WORK}
 

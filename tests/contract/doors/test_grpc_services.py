@@ -12,7 +12,8 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
 from taskqueue.broker.access import AccessSettings
-from taskqueue.broker.operations import BY_NAME, Deprecation
+from taskqueue.broker.operation import Deprecation
+from taskqueue.broker.operations import BY_NAME
 from taskqueue.core.clock import ManualClock
 from taskqueue.core.errors import BrokerUnavailable
 from taskqueue.doors.grpc import taskqueue_pb2 as pb

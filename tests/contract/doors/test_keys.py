@@ -11,7 +11,8 @@ from structlog.testing import capture_logs
 
 from taskqueue.broker.access import AccessSettings, Caller
 from taskqueue.broker.broker import Broker
-from taskqueue.broker.operations import OPERATIONS, Operation
+from taskqueue.broker.operation import Operation
+from taskqueue.broker.operations import OPERATIONS
 from taskqueue.core.clock import ManualClock
 from taskqueue.core.keys import Permission
 from taskqueue.doors.bounds import RespSettings
@@ -35,6 +36,7 @@ BODIES: dict[str, object] = {
     "submit_batch": {"tasks": [{"task_type": "work", "payload": ""}]},
     "create_key": {"name": "x", "permissions": ["work"]},
     "rotate_key": {},
+    "change": {"priority": 1},
 }
 WORDS: dict[str, list[str]] = {
     "submit": ["work", ""],
@@ -47,6 +49,15 @@ WORDS: dict[str, list[str]] = {
     "fail": [UNKNOWN_ID, "1", "why"],
     "progress": [UNKNOWN_ID, "1", "0.5"],
     "release": [UNKNOWN_ID, "1"],
+    "change": [UNKNOWN_ID, "PRIORITY", "1"],
+    "purge": [UNKNOWN_ID],
+    "logs": [UNKNOWN_ID],
+    "log": [UNKNOWN_ID, "1", "line"],
+    "checkpoint": [UNKNOWN_ID, "1", "data"],
+    "extend": [UNKNOWN_ID, "1", "60"],
+    "order": ["w9", "quiet"],
+    "about": ["w9", "{}"],
+    "notice": ["w9", "0"],
     "beat": ["w"],
     "leave": ["w"],
     "create_key": ["x", "PERMISSIONS", "work"],
@@ -112,7 +123,7 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
 def path_of(operation: Operation) -> str:
     """The path of an operation, about something that does not exist."""
     assert operation.http is not None
-    return operation.http.path.format(task_id=UNKNOWN_ID, key_id="key_x")
+    return operation.http.path.format(task_id=UNKNOWN_ID, key_id="key_x", worker_id="w9")
 
 
 @pytest.mark.parametrize("permission", [*Permission, None])

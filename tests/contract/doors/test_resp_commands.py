@@ -47,6 +47,9 @@ async def test_a_submit_answers_with_the_id_and_takes_the_defaults(client: RespC
         "progress": None,
         "progress_note": b"",
         "failures": [],
+        "tags": [],
+        "metadata": [],
+        "expires_at": None,
     }
     assert await client.claim() == [
         [task_id.encode(), 1, b"work", b"\x00\r\n\xff", 1, 300, 100, START]
@@ -226,7 +229,7 @@ async def test_a_beat_names_what_is_lost(house: RespHouse, client: RespClient) -
     [first, second] = await client.claim("COUNT", 2)
     beat = await client.ask("TQ.BEAT", "w1", first[0], first[1], second[0], 7, NOBODY, 1, "rot", 0)
     lost = [second[0], NOBODY.encode(), b"rot"]
-    assert as_dict(beat) == {"lost": lost, "lease_seconds": b"30.0", "shared": 0}
+    assert as_dict(beat) == {"lost": lost, "lease_seconds": b"30.0", "shared": 0, "order": None}
     assert as_dict(await client.ask("TQ.BEAT", "w2"))["lost"] == []
     assert len(house.broker.workers) == 2
 
@@ -363,7 +366,7 @@ async def test_resp3_has_maps_numbers_and_truth(client: RespClient) -> None:
     assert page[b"tasks"][0][b"task_id"].decode() == task_id
     assert page[b"next_cursor"] is None
     beat = await client.ask("TQ.BEAT", "w1")
-    assert beat == {b"lost": [], b"lease_seconds": 30.0, b"shared": False}
+    assert beat == {b"lost": [], b"lease_seconds": 30.0, b"shared": False, b"order": None}
     assert (await client.ask("TQ.WAIT", task_id, 0))[b"status"] == b"failed"
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from taskqueue.broker.operations import OPERATIONS, Operation
+from taskqueue.broker.operation import Operation
+from taskqueue.broker.operations import OPERATIONS
 from taskqueue.core.errors import ERRORS_BY_CODE
 from taskqueue.doors.grammar import GRAMMARS
 from taskqueue.doors.handshake import HANDSHAKES

@@ -399,7 +399,7 @@ async def test_an_unknown_path_is_told_in_the_documented_form(
         ("PUT", TASKS, "GET, HEAD, POST"),
         ("TRACE", TASKS, "GET, HEAD, POST"),
         ("OPTIONS", TASKS, "GET, HEAD, POST"),
-        ("POST", ABSENT, "DELETE, GET, HEAD"),
+        ("POST", ABSENT, "DELETE, GET, HEAD, PATCH"),
         ("GET", f"{TASKS}/batch", "POST"),
         ("GET", f"{ABSENT}/retry", "POST"),
         ("DELETE", "/api/v1/stats", "GET, HEAD"),

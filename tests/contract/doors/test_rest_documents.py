@@ -22,6 +22,7 @@ from taskqueue.core.errors import BrokerUnavailable
 from taskqueue.core.keys import Permission
 from taskqueue.doors import metrics, openapi
 from taskqueue.storage.port import Totals
+from taskqueue.wire import figures
 from taskqueue.wire import messages as m
 from taskqueue.wire.administration import CreateKeyRequest
 from tests.support.broker import claimed
@@ -196,7 +197,7 @@ def test_the_openapi_document_tells_types_and_limits() -> None:
     assert reply["created_at"]["format"] == "date-time"
     parameters = document["paths"][TASKS]["get"]["parameters"]
     assert {one["name"] for one in parameters} == {
-        "status", "task_type", "limit", "offset", "cursor",
+        "status", "task_type", "limit", "offset", "cursor", "tags", "metadata",
     }  # fmt: skip
     assert all(one["in"] == "query" and not one["required"] for one in parameters)
     get = document["paths"][f"{TASKS}/{{task_id}}"]["get"]
@@ -213,7 +214,10 @@ async def test_the_examples_of_the_openapi_document_work(client: RestClient, nam
         CreateKeyRequest(name="first", permissions=[Permission.ADMIN]), Caller("192.0.2.1")
     )
     headers = {"Authorization": f"Bearer {secret}"}
-    reply = await client.ask(method, path.format(key_id=key.id), openapi.EXAMPLES[name], headers)
+    made = await client.ask("POST", TASKS, openapi.EXAMPLES["submit"], headers)
+    task_id = made.json["task_id"]
+    where = path.format(key_id=key.id, task_id=task_id)
+    reply = await client.ask(method, where, openapi.EXAMPLES[name], headers)
     assert reply.status == status
 
 
@@ -278,10 +282,12 @@ async def test_the_curl_lines_of_the_reference_work_as_printed(
     client: RestClient, line: str
 ) -> None:
     task_id = await client.submit()
-    if line.endswith("/retry"):
+    if line.endswith(("/retry", "/purge")):
         await client.ask("DELETE", f"{TASKS}/{task_id}")
+    if "/workers/" in line:
+        client.broker.workers.renew(line.partition("/workers/")[2].partition("/")[0])
     status, body = await run_curl(client, line, task_id)
-    if "-X DELETE" in line:
+    if "-X DELETE" in line or "/purge" in line or "/order" in line:
         assert (status, body) == (204, "")
     elif "-X POST" in line and line.partition(" ")[2].split()[2].endswith("/tasks"):
         assert (status, body["status"]) == (201, "pending")
@@ -306,8 +312,8 @@ def test_the_reference_has_every_kind_of_curl_line() -> None:
 @pytest.mark.parametrize(
     "reply",
     [
-        *(m.SubmitReply, m.SubmitBatchReply, m.TaskReply, m.ListReply, m.StatsReply),
-        *(m.HealthReply, m.ErrorReply),
+        *(m.SubmitReply, m.SubmitBatchReply, m.TaskReply, m.ListReply, figures.StatsReply),
+        *(figures.HealthReply, m.ErrorReply),
     ],
 )
 def test_the_reference_shows_every_reply_with_all_its_fields(reply: type[msgspec.Struct]) -> None:

@@ -7,6 +7,7 @@ from taskqueue.broker.broker import Broker, BrokerSettings
 from taskqueue.core.clock import ManualClock
 from taskqueue.core.task import Status, TaskDetail
 from taskqueue.wire import messages as m
+from taskqueue.wire import workers as w
 from tests.support.broker import a_broker, claimed, submitted, until_parked
 
 
@@ -45,8 +46,8 @@ async def test_a_worker_that_beats_keeps_its_tasks(tmp_path: Path) -> None:
         [one] = await claimed(broker)
         for _ in range(20):
             await live(broker, clock, 10)
-            reply = await broker.beat(
-                m.BeatRequest(worker_id="w1", held=[m.HeldClaim(task.id, one.task.token)])
+            reply = await broker.crew.beat(
+                w.BeatRequest(worker_id="w1", held=[w.HeldClaim(task.id, one.task.token)])
             )
             assert reply.lost == []
         assert (await detail_of(broker, task.id)).task.status is Status.IN_PROGRESS
@@ -58,8 +59,8 @@ async def test_a_beat_tells_what_was_lost_and_never_revives_it(tmp_path: Path) -
         task = await submitted(broker)
         [one] = await claimed(broker)
         await live(broker, clock, 31)
-        held = [m.HeldClaim(task.id, one.task.token)]
-        reply = await broker.beat(m.BeatRequest(worker_id="w1", held=held))
+        held = [w.HeldClaim(task.id, one.task.token)]
+        reply = await broker.crew.beat(w.BeatRequest(worker_id="w1", held=held))
         assert reply.lost == [task.id]
         assert (await detail_of(broker, task.id)).task.status is Status.FAILED
 
@@ -73,10 +74,10 @@ async def test_a_claim_the_worker_does_not_know_of_is_taken_back_after_a_lease(
         await claimed(broker)  # the answer never arrives
         for _ in range(3):
             await live(broker, clock, 10)
-            await broker.beat(m.BeatRequest(worker_id="w1"))
+            await broker.crew.beat(w.BeatRequest(worker_id="w1"))
         assert (await detail_of(broker, task.id)).task.status is Status.IN_PROGRESS
         await live(broker, clock, 10)
-        await broker.beat(m.BeatRequest(worker_id="w1"))
+        await broker.crew.beat(w.BeatRequest(worker_id="w1"))
         assert (await detail_of(broker, task.id)).task.status is Status.FAILED
 
 
@@ -179,7 +180,7 @@ async def test_leaving_puts_tasks_back_at_no_cost(tmp_path: Path) -> None:
     async with a_broker(tmp_path) as broker:
         task = await submitted(broker)
         await claimed(broker)
-        assert (await broker.leave(m.LeaveRequest(worker_id="w1"))).released == 1
+        assert (await broker.crew.leave(w.LeaveRequest(worker_id="w1"))).released == 1
         assert len(broker.workers) == 0
         detail = await detail_of(broker, task.id)
         assert (detail.task.status, detail.task.retry_count) == (Status.PENDING, 0)
