@@ -10,6 +10,7 @@ TaskQueueError
 ├── PermissionDenied        the key is valid, but not for this
 ├── RateLimitExceeded
 ├── TaskNotFound
+├── WorkerNotFound
 ├── KeyNotFound
 ├── KeyExists               another valid API key has this name
 ├── InvalidStatus           the task exists, but its status forbids the request
