@@ -55,6 +55,7 @@ def _make_unique(case: Any) -> None:
     headers, body = case.headers or {}, case.body if isinstance(case.body, dict) else {}
     if case.path == "/api/v1/keys":
         _lengthen(body, "name")
+    _make_fitting(case)
     if isinstance(body.get("task_id"), str):
         body["task_id"] = str(uuid5(NAMESPACE_OID, f"{body['task_id']}-{next(_numbers)}"))
     if IDEMPOTENCY_KEY in headers:
@@ -63,6 +64,22 @@ def _make_unique(case: Any) -> None:
             body["idempotency_key"] = headers[IDEMPOTENCY_KEY]  # two different ones are refused
     else:
         _lengthen(body, "idempotency_key")
+
+
+def _make_fitting(case: Any) -> None:
+    """Take away what is sound on its own and does not fit what is beside it."""
+    query, body = case.query or {}, case.body if isinstance(case.body, dict) else {}
+    if isinstance(query.get("metadata"), list):
+        query["metadata"] = query["metadata"][:1]  # the same name twice is refused
+    if isinstance(body.get("metadata"), dict):
+        for name, text in body["metadata"].items():
+            if isinstance(text, str):
+                body["metadata"][name] = text.replace("\0", "")  # no pattern of a schema can say so
+    if "task_type" in body:
+        for name in ("expires_at", "expires_in_seconds", "retry_delay_seconds", "unique_seconds"):
+            body.pop(name, None)  # later than the start; at most the longest; with its period
+        for name in ("unique_while", "replace"):
+            body.pop(name, None)
 
 
 def _lengthen(fields: Any, name: str) -> None:

@@ -292,7 +292,7 @@ ROWS: Final = {
             " a_batch_takes_a_thousand_tasks",
             rest_input="a_batch_that_is_wrong_as_a_whole_is_refused"
             " an_entry_that_is_wrong_does_not_spoil_a_batch",
-            grpc="each_task_of_a_batch_has_an_outcome_of_its_own a_batch_has_1_to_1000_tasks",
+            grpc="each_task_of_a_batch_has_an_outcome_of_its_own a_batch_has_1_to_10000_tasks",
         ),
     ),
     "B24": Row(

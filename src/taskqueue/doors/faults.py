@@ -14,7 +14,7 @@ from taskqueue.core.errors import InvalidRequest, PayloadTooLarge, TaskQueueErro
 LONGEST_ECHO: Final = 60
 """Characters of the caller's own input that an error repeats."""
 
-_PATH: Final = re.compile(r" - at `(?:key in )?\$\.?([^`]*)`$")
+_PATH: Final = re.compile(r" - at (?:`key` in )?`(?:key in )?\$\.?([^`]*)`$")
 _UNKNOWN: Final = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 _MISSING: Final = re.compile(r"Object missing required field `(.*)`", re.DOTALL)
 _NOT_OBJECT: Final = re.compile(r"Expected `object`, got `(\w+)`$")
@@ -56,10 +56,10 @@ def bad_value(
     # Inside a list or a map: the limits of its entries count.
     base, inside, _ = field.partition("[")
     demand = (_entry_demands(request) if inside else demands(request)).get(base)
+    whole = field
     if field.endswith("[...]"):
-        field = base
-        demand = demand and f"texts, each {demand}"
-    message = f"{field} must be {demand}" if demand else f"{field}: {problem}"
+        field, whole = base, f"each text of {base}"
+    message = f"{whole} must be {demand}" if demand else f"{field}: {problem}"
     if got is not None:
         message += f", got {shown(got)}"
     return InvalidRequest(message, field=field)
@@ -163,8 +163,8 @@ def _range(kind: inspect.IntType | inspect.FloatType) -> str:
 def _text_demand(kind: inspect.StrType) -> str:
     if kind.pattern is not None and kind.min_length:
         return f"text of {kind.min_length} to {kind.max_length} printable characters without spaces"
-    whole = "text without NUL characters" if kind.pattern is not None else "text"
-    return whole if kind.max_length is None else f"{whole} of at most {kind.max_length} characters"
+    most = "" if kind.max_length is None else f" of at most {kind.max_length} characters"
+    return f"text{most}" if kind.pattern is None else f"text{most}, none of them NUL"
 
 
 READ_FAULTS: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)

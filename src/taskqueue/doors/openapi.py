@@ -27,6 +27,7 @@ from taskqueue.core.errors import (
     TaskNotFound,
     TaskQueueError,
     UnsupportedMedia,
+    WorkerNotFound,
 )
 from taskqueue.core.keys import Permission
 from taskqueue.doors.actions import body_struct
@@ -71,6 +72,9 @@ PARAMETER_EXAMPLES: Final[dict[str, object]] = {
     WAIT_PARAMETER: 0.5,
 }
 
+NAMED: Final = "^[!-<>-~]{1,255}=[ -~]{0,1000}$"
+"""Names and values that need no thought; there are others."""
+
 BASE64: Final = (
     "^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/][AQgw]==|[A-Za-z0-9+/]{2}[AEIMQUYcgkosw048]=)?$"
 )
@@ -78,10 +82,11 @@ BASE64: Final = (
 
 _TEXT: Final[Json] = {"type": "string"}
 _NUMBER: Final[Json] = {"type": "number"}
+_CHANGED: Final = "ChangeBody"
 _START: Final = ({"schedule_at": _TEXT}, {"delay_seconds": _NUMBER})
 _NOT_TOGETHER: Final[dict[str, tuple[tuple[Json, Json], ...]]] = {
     "SubmitRequest": (_START, ({"expires_at": _TEXT}, {"expires_in_seconds": _NUMBER})),
-    "ChangeBody": (_START,),
+    _CHANGED: (_START,),
     "CreateKeyRequest": (
         (
             {"task_type_prefix": _TEXT},
@@ -112,6 +117,10 @@ RAISES: Final[dict[str, tuple[type[TaskQueueError], ...]]] = {
     "cancel": _MOVE,
     "stop": _MOVE,
     "retry": _MOVE,
+    "change": (*_MOVE, PayloadTooLarge, UnsupportedMedia),
+    "purge": _MOVE,
+    "logs": (*_READ, TaskNotFound),
+    "order": (*_CHANGE, WorkerNotFound),
     "create_key": (*_WRITE, KeyExists),
     "rotate_key": (*_WRITE, KeyNotFound, InvalidStatus),
     "revoke_key": (*_CHANGE, KeyNotFound, InvalidStatus),
@@ -201,9 +210,10 @@ def _parameter(name: str, place: str, schemas: Json, operation: Operation) -> Js
         schema = _without_null(schemas[operation.request.__name__]["properties"][name])
         text = schema.pop("description", "")
         if place == "query" and schema.get("type") == "object":
-            schema = {"type": "array", "items": {"type": "string", "pattern": "^[^=]+="}}
+            schema = {"type": "array", "items": {"type": "string", "pattern": NAMED}}
             text += "; each as name=value"
-    entry: Json = {"name": name, "in": place, "required": place == "path", "schema": schema}
+    is_required = name in schemas[operation.request.__name__].get("required", ())
+    entry: Json = {"name": name, "in": place, "required": is_required, "schema": schema}
     if text:
         entry["description"] = text
     if name in PARAMETER_EXAMPLES:
@@ -294,6 +304,15 @@ def _say_what_structs_cannot(schemas: Json) -> None:
                 {"not": {"properties": {**one, **other}, "required": [*one, *other]}}
                 for one, other in pairs
             ]
+    if _CHANGED in schemas:
+        schemas[_CHANGED]["anyOf"] = [
+            {"properties": {name: kind}, "required": [name]}
+            for name, kind in (
+                ("priority", {"type": "integer"}),
+                *_START[0].items(),
+                *_START[1].items(),
+            )
+        ]
     batch = schemas.get(m.SubmitBatchRequest.__name__)
     if batch is None:
         return

@@ -201,9 +201,7 @@ class QueryReader:
 
     def read(self, query: bytes, path: Mapping[str, str]) -> Any:
         """The request. Raises InvalidRequest."""
-        if not query:
-            return self._request(**path)
-        pairs = _query_pairs(query)
+        pairs = _query_pairs(query) if query else []
         for name, _ in pairs:
             if name not in self.names:
                 raise faults.unknown_field(name, self.names)

@@ -102,12 +102,14 @@ def failure_of(
         message = str(error)
     except BaseException:  # noqa: BLE001  an error that cannot even be shown is still an error
         message = "its message could not be made"
-    error.__traceback__ = _handlers_part(error.__traceback__)
+    # Not by setting the error's traceback: a class of the user's may refuse to be changed.
+    part = _handlers_part(error.__traceback__)
+    told = traceback.TracebackException(type(error), error, part)
     return Failure(
         clipped(type(error).__name__),
         clipped(message),
         # With its causes: what went wrong is often said there.
-        clipped("".join(traceback.format_exception(error))),
+        clipped("".join(told.format())),
         _delay_of(error),
         not isinstance(error, Fail) if allows_retry is None else allows_retry(error),
     )
