@@ -192,8 +192,10 @@ class Task(Struct, frozen=True):
                 SubmitRequest,
             )
         except msgspec.ValidationError as error:
-            problem, _, field = str(error).partition(" - at `$.")
-            field = field.rstrip("`").removesuffix("_seconds")
+            problem, _, field = str(error).replace("`key` in ", "").partition(" - at `$.")
+            field = field.rstrip("`").partition("[")[0].removesuffix("_seconds")
+            if "matching regex" in problem:
+                problem = "not of the form that it must have"
             value = repr(getattr(self, field, None))[:60]
             raise InvalidRequest(f"{field}: {problem}, got {value}", field=field) from None
         if asked.task_id is not None and canonical_task_id(asked.task_id) is None:
