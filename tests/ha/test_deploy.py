@@ -6,7 +6,7 @@ from typing import Any
 
 import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
-import yaml  # type: ignore[import-untyped]
+import yaml
 from compose_spec import PyOptions
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
