@@ -39,6 +39,8 @@ COMMANDS: Final = {
     "purge": ("taskqueue.cli.tasks:purge", "Delete tasks that have ended."),
     "stats": ("taskqueue.cli.figures:stats", "Show the queue in figures."),
     "queue-depth": ("taskqueue.cli.figures:queue_depth", "Show how many wait, by priority."),
+    "workers": ("taskqueue.cli.crew:workers", "List workers, or tell some what to do."),
+    "logs": ("taskqueue.cli.crew:logs", "Print what a task's attempts have logged."),
     "cluster": ("taskqueue.cli.cluster:cluster", "Show the brokers and the database under them."),
     "audit": ("taskqueue.cli.keys:audit", "List what operators did."),
     "doctor": ("taskqueue.cli.doctor:doctor", "Check what may be amiss, and say what to do."),

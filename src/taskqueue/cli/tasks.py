@@ -68,6 +68,19 @@ def submit(
     timeout: Annotated[int, Parameter(help="seconds one attempt may take")] = 300,
     retries: Annotated[int, Parameter(help="executions after the first that failed")] = 3,
     key: Annotated[str | None, Parameter(help="idempotency key: one such task in a day")] = None,
+    tag: Annotated[
+        list[str] | None, Parameter(negative="", help="name to find it by; several times")
+    ] = None,
+    meta: Annotated[
+        list[str] | None, Parameter(negative="", help="name=value to find it by; several times")
+    ] = None,
+    expires: Annotated[float | None, Parameter(help="seconds after which it is not begun")] = None,
+    unique: Annotated[
+        str | None, Parameter(help="key of which there is one such task until it has ended")
+    ] = None,
+    replace: Annotated[
+        bool, Parameter(negative="", help="take the place of the one that waits")
+    ] = False,
     wait: Annotated[bool, Parameter(negative="", help="wait for the result")] = False,
     wait_seconds: Annotated[float, Parameter(help="how long to wait at most")] = 60.0,
     broker: Target = HERE,
@@ -82,6 +95,11 @@ def submit(
         schedule_at=at,
         delay=delay,
         idempotency_key=key,
+        tags=tuple(tag or ()),
+        metadata=_named(meta or []),
+        expires_in=expires,
+        unique_key=unique,
+        replace=replace,
     )
     with broker.connect() as client:
         task_id = client.submit_task(task)
@@ -247,6 +265,14 @@ async def _ends(
             return error
 
     return await asyncio.gather(*(end_of(task_id) for task_id in dict.fromkeys(task_ids)))
+
+
+def _named(texts: list[str]) -> dict[str, str]:
+    pairs = [text.partition("=") for text in texts]
+    for text, (_, sign, _value) in zip(texts, pairs, strict=True):
+        if not sign:
+            raise InvalidRequest(f"--meta: {text!r} has no value; write name=value", field="meta")
+    return {name: value for name, _, value in pairs}
 
 
 def _payload(text: str) -> bytes:
