@@ -55,6 +55,15 @@ class Terminal:
             if select.select([self._ours], [], [], 0.1)[0]:
                 self.shown += os.read(self._ours, 65_536)
 
+    def end(self) -> int:
+        """Read on until it has ended, as a terminal does; its exit code."""
+        ends_at = time.monotonic() + PATIENCE
+        while self.process.poll() is None:
+            assert time.monotonic() < ends_at, self.shown[-2000:]
+            if select.select([self._ours], [], [], 0.05)[0]:
+                self.shown += os.read(self._ours, 65_536)
+        return self.process.returncode
+
     def press(self, key: bytes) -> None:
         """Type."""
         os.write(self._ours, key)
@@ -116,7 +125,7 @@ def test_the_terminal_is_left_as_it_was(tq: Tq, end: bytes | int, code: int) -> 
         else:
             terminal.process.send_signal(end)
         terminal.until(SCREEN_AS_IT_WAS)
-        assert terminal.process.wait(PATIENCE) == code
+        assert terminal.end() == code
         assert terminal.attributes == terminal.before
         assert ALTERNATE_SCREEN in terminal.shown
         assert CURSOR_SHOWN in terminal.shown

@@ -62,6 +62,7 @@ ROWS: Final = {
             deaths="each_death_of_a_process_is_a_failed_attempt_that_names_it"
             " five_deaths_cost_five_attempts_and_never_count_as_a_success"
             " a_task_that_takes_its_workers_along_goes_to_the_dead_letters"
+            " a_task_that_takes_its_processes_along_goes_to_the_dead_letters"
             " a_handler_that_runs_out_of_its_limit_has_failed_and_its_process_lives"
             " a_process_that_leaks_is_replaced_above_its_limit",
         ),

@@ -29,6 +29,12 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
                 group.rmdir()
 
 
+@pytest.fixture
+def tolerant(tmp_path: Path) -> Iterator[Scene]:
+    with a_scene(tmp_path, losses=10) as scene:
+        yield scene
+
+
 def test_each_death_of_a_process_is_a_failed_attempt_that_names_it(scene: Scene) -> None:
     """F10: out of memory, in a cgroup of its own where this user may make one."""
     worker = scene.worker("--concurrency", "4")
@@ -51,8 +57,9 @@ def test_each_death_of_a_process_is_a_failed_attempt_that_names_it(scene: Scene)
     assert worker.is_alive
 
 
-def test_five_deaths_cost_five_attempts_and_never_count_as_a_success(scene: Scene) -> None:
+def test_five_deaths_cost_five_attempts_and_never_count_as_a_success(tolerant: Scene) -> None:
     """F10."""
+    scene = tolerant
     worker = scene.worker("--concurrency", "2")
     task = scene.submit("die", retries=4, how="os._exit(0)")
     until(lambda: scene.status(task).failures)
@@ -67,6 +74,21 @@ def test_five_deaths_cost_five_attempts_and_never_count_as_a_success(scene: Scen
     assert len(ended.failures) == 5
     assert all("ended with exit code 0" in failure.error for failure in ended.failures)
     assert scene.result(scene.submit("fine_process", text="alive")) == "alive"
+    assert worker.is_alive
+
+
+def test_a_task_that_takes_its_processes_along_goes_to_the_dead_letters(scene: Scene) -> None:
+    """F10: they count as workers do."""
+    worker = scene.worker("--concurrency", "1")
+    task = scene.submit("die", retries=50, how="SIGKILL")
+    until(lambda: scene.status(task).failures)
+    with suppress(InvalidStatus):  # it has begun already
+        scene.client.change(task, delay=0)
+    ended = scene.ended(task)
+    assert (ended.status, ended.retry_count, len(ended.failures)) == ("dead_letter", 1, 2)
+    assert ended.failures[-1].error.endswith(
+        "it has cost 2 workers or processes, and is tried no more"
+    )
     assert worker.is_alive
 
 

@@ -76,6 +76,7 @@ GOOD: Final[dict[str, list[bytes]]] = {
     "before": [b"1", b"99"],
     "count": [b"1", b"5", b"100"],
     "retryable": [b"yes", b"no", b"YES"],
+    "process_died": [b"yes", b"no"],
     "fraction": [b"0", b"0.5", b"1"],
     "key_id": [b"key_2f6b1c0de4a95d38"],
 }

@@ -374,7 +374,12 @@ class QueueHistory(RuleBasedStateMachine):
             case "fail":
                 delay = draw(st.sampled_from([None, 0, 3 * SECOND]))
                 retryable = draw(st.sampled_from([True, True, False]))
-                return Fail(task_id, token, "E", "m", "t", retryable, delay, spread)
+                died = draw(st.sampled_from([False, False, True]))
+                return Fail(
+                    *(task_id, token, "E", "m", "t", retryable, delay, spread),
+                    process_died=died,
+                    most_losses=2,
+                )
             case "release":
                 return Release(task_id, token, delay=draw(st.sampled_from([0, 0, 3 * SECOND])))
             case _:

@@ -396,15 +396,19 @@ class ModelStorage(Storage):
                 delay = command.delay
                 if delay is None:
                     delay = self._usual_delay(task, command.spread)
+                message, is_poison = command.message, False
+                if command.process_died:
+                    task, message, is_poison = self._one_loss_more(task, command)
                 failure = Failure(
                     task.token,
                     self.now,
                     task.worker_id,
                     command.kind,
-                    command.message,
+                    message,
                     command.traceback,
                 )
-                return self._failed(task, Event.FAIL, failure, delay, command.retryable)
+                retryable = command.retryable and not is_poison
+                return self._failed(task, Event.FAIL, failure, delay, retryable)
 
     def _noted(self, task: Task, **fields: Any) -> Task:
         after = replace(task, updated_at=max(task.updated_at, self.now), **fields)
@@ -415,14 +419,18 @@ class ModelStorage(Storage):
         lost = command.why is Event.LOSE
         kind = "WorkerLost" if lost else "TimedOut"
         delay = 0 if lost else self._usual_delay(task, command.spread)
-        message = command.message
-        losses = task.losses + lost
-        is_poison = bool(lost) and losses >= command.most_losses
-        if is_poison:
-            message += f"; it has cost {losses} workers, and is given to no other"
+        message, is_poison = command.message, False
+        if lost:
+            task, message, is_poison = self._one_loss_more(task, command)
         failure = Failure(task.token, self.now, task.worker_id, kind, message)
-        task = replace(task, losses=losses)
         return self._failed(task, command.why, failure, delay, not is_poison)
+
+    def _one_loss_more(self, task: Task, command: Any) -> tuple[Task, str, bool]:
+        losses = task.losses + 1
+        message, is_poison = command.message, losses >= command.most_losses
+        if is_poison:
+            message += f"; it has cost {losses} workers or processes, and is tried no more"
+        return replace(task, losses=losses), message, is_poison
 
     def _usual_delay(self, task: Task, spread: float) -> int:
         policy = (task.options or Options()).retry

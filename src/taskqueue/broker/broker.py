@@ -124,6 +124,7 @@ class Broker:
             settings.max_worker_losses,
         )
         self.upkeep.chores.append(self.keys.note_uses)
+        self.upkeep.on_silent = self._claims.end
         self.crew = Crew(storage, self._ledger, self.upkeep, self.access, self.workers)
         self._random = random.Random()  # noqa: S311  jitter, not a secret
         self._pending = 0
@@ -325,6 +326,8 @@ class Broker:
                 delay=None if delay is None else round(delay * SECOND),
                 spread=self._random.uniform(-1, 1),
                 scope=caller.scope,
+                process_died=request.process_died,
+                most_losses=self._settings.max_worker_losses,
             )
         )
 

@@ -65,6 +65,8 @@ class Upkeep:
         self._promoting: asyncio.Task[None] | None = None
         self.chores: list[Callable[[], Awaitable[None]]] = []
         """What others want done in each round."""
+        self.on_silent: Callable[[list[str]], None] = lambda _worker_ids: None
+        """Called with the workers whose heartbeats have stopped, before their tasks are taken."""
         self._latest_round = clock.steady()
         self._shared_until = clock.steady()
         self._rounds = 0
@@ -85,6 +87,8 @@ class Upkeep:
         if not self._ledger.is_writable:
             await self._ledger.prove()
         await self._share_beats()
+        if silent := self._workers.fallen_silent():
+            self.on_silent(silent)
         if self._storage.cluster.is_leader:
             await self._lead()
         else:

@@ -192,6 +192,14 @@ class ClaimRoom:
                 word = self._ledger.record(Release(one.task.id, one.task.token))
                 word.add_done_callback(_unheeded)
 
+    def end(self, worker_ids: Iterable[str]) -> None:
+        """Answer the claims of lost workers: what they lost is not to be handed to them again."""
+        lost = set(worker_ids)
+        parked = {pending: None for waiting in self._parked.values() for pending in waiting}
+        for pending in parked:
+            if pending.claim.worker_id in lost:
+                pending.supersede()
+
     def close(self) -> None:
         """Answer every parked claim with no task, and let none wait from now on."""
         self.is_closed = True

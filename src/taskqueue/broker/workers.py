@@ -165,6 +165,10 @@ class Workers:
             worker_id for worker_id, worker in self._workers.items() if worker.lease_until <= now
         ]
 
+    def fallen_silent(self) -> list[str]:
+        """Those of the silent workers that used to beat: nobody is to wait for their claims."""
+        return [worker_id for worker_id in self.silent() if self._workers[worker_id].beats]
+
     def _update(self, worker_id: str, worker: Worker, seen: Sighting, lease_until: int) -> None:
         if seen.ordered_at > worker.ordered_at:
             worker.order, worker.ordered_at = seen.order, seen.ordered_at

@@ -33,6 +33,9 @@ def worker(
     child_memory_mb: Annotated[
         int, Parameter(help="memory above which such a process is replaced, 0: any")
     ] = 0,
+    cancel: Annotated[
+        float, Parameter(help="seconds for a cancelled handler to end before its process is killed")
+    ] = 5.0,
     stall: Annotated[float, Parameter(help="seconds of a blocked loop to log, 0: none")] = 1.0,
     log_level: Annotated[LogLevel, Parameter(help="the least that is logged")] = "info",
     log_format: Annotated[LogFormat, Parameter(help="json, text or auto")] = "auto",
@@ -48,6 +51,7 @@ def worker(
         shutdown_seconds=shutdown,
         child_tasks=child_tasks,
         child_memory_mb=child_memory_mb,
+        cancel_seconds=cancel,
         stall_seconds=stall,
         types=_each(types),
         exclude=_each(exclude),

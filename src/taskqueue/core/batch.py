@@ -137,7 +137,7 @@ class Tally(Struct):
 
 
 class Changes(Struct):
-    """What a working set wants written, in any order: it is one transaction."""
+    """What a working set wants written: first what is deleted, as its id may come anew."""
 
     inserted: list[Task] = field(default_factory=list[Task])
     updated: list[Task] = field(default_factory=list[Task])
@@ -148,6 +148,14 @@ class Changes(Struct):
     checkpoints: dict[int, bytes] = field(default_factory=dict[int, bytes])
     deleted: list[Task] = field(default_factory=list[Task])
     kept: list[Kept] = field(default_factory=list[Kept])
+
+    def delete(self, task: Task) -> None:
+        """Delete a task with all that is kept of it."""
+        self.deleted.append(task)
+        self.results = [one for one in self.results if one[0] != task.seq]
+        self.failures = [one for one in self.failures if one[0] != task.seq]
+        self.logs = [one for one in self.logs if one[0] != task.seq]
+        self.checkpoints.pop(task.seq, None)
 
     @property
     def has_notes(self) -> bool:
@@ -331,7 +339,7 @@ class WorkingSet:
         self.has_changed = True
         self._touched.discard(task.id)
         self._new.pop(task.id, None)
-        self._changes.deleted.append(task)
+        self._changes.delete(task)
         del self._tasks[task.id]
         self.tally.remove(task.task_type, task.status, tier_of(task.priority))
 

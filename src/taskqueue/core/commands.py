@@ -13,6 +13,9 @@ from taskqueue.core.keys import Key
 from taskqueue.core.repeats import Repeat, Unique
 from taskqueue.core.task import ClaimedTask, Event, Failure, LogLevel, Task
 
+MOST_LOSSES: Final = 5
+"""Workers, or processes of theirs, that a task may cost, unless the broker is told otherwise."""
+
 
 class Submit(Struct, frozen=True):
     """Put a task in the queue. A repeat with the same id or key, and content, changes nothing.
@@ -51,7 +54,8 @@ class Fail(Struct, frozen=True):
     """The attempt with this token failed.
 
     `delay` in microseconds overrides the usual delay before the next attempt; `spread` (-1 to 1)
-    places the usual one within its jitter.
+    places the usual one within its jitter. `process_died` says that the handler took its process
+    along: a task that has cost `most_losses` processes or workers is tried no more.
     """
 
     task_id: str
@@ -63,6 +67,8 @@ class Fail(Struct, frozen=True):
     delay: int | None = None
     spread: float = 0.0
     scope: str = ""
+    process_died: bool = False
+    most_losses: int = MOST_LOSSES
 
 
 class Progress(Struct, frozen=True):
@@ -115,14 +121,10 @@ class Release(Struct, frozen=True):
     delay: int = 0
 
 
-MOST_LOSSES: Final = 5
-"""Workers that a task may cost, unless the broker is told otherwise."""
-
-
 class TakeBack(Struct, frozen=True):
     """The broker ends an attempt: its worker is gone (LOSE) or its deadline passed (TIME_OUT).
 
-    A task that has cost `most_losses` workers is given to no other. `is_chore` says that it is
+    A task that has cost `most_losses` of them is tried no more. `is_chore` says that it is
     housekeeping, which only the leader may do.
     """
 

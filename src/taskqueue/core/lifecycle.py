@@ -241,19 +241,22 @@ def _end_attempt(
 
 
 def _end_in_failure(task: Task, command: Fail, wall: int) -> tuple[Task, Failure]:
+    message, is_poison = command.message, False
+    if command.process_died:
+        task, message, is_poison = _count_loss(task, message, command.most_losses)
     failure = Failure(
         attempt=task.token,
         at=wall,
         worker_id=task.worker_id,
         kind=_shorten(command.kind),
-        message=_shorten(command.message),
+        message=_shorten(message),
         traceback=_shorten(command.traceback),
     )
     delay = command.delay
     if delay is None:
         delay = _usual_delay(task, command.spread)
-    after = _retry_or_bury(task, Event.FAIL, wall, delay, retryable=command.retryable)
-    return after, failure
+    retryable = command.retryable and not is_poison
+    return _retry_or_bury(task, Event.FAIL, wall, delay, retryable=retryable), failure
 
 
 def _take_back(task: Task, command: TakeBack, wall: int) -> tuple[Task, Failure | None]:
@@ -267,14 +270,18 @@ def _take_back(task: Task, command: TakeBack, wall: int) -> tuple[Task, Failure 
 
 
 def _lose(task: Task, command: TakeBack, wall: int) -> tuple[Task, Failure]:
-    losses = task.losses + 1
-    is_poison = losses >= command.most_losses
-    message = command.message
-    if is_poison:
-        message += f"; it has cost {losses} workers, and is given to no other"
+    task, message, is_poison = _count_loss(task, command.message, command.most_losses)
     failure = Failure(task.token, wall, task.worker_id, "WorkerLost", message)
-    task = structs.replace(task, losses=losses)
     return _retry_or_bury(task, command.why, wall, 0, retryable=not is_poison), failure
+
+
+def _count_loss(task: Task, message: str, most: int) -> tuple[Task, str, bool]:
+    """The task with one loss more, what is to be told of it, and whether it was one too many."""
+    losses = task.losses + 1
+    is_poison = losses >= most
+    if is_poison:
+        message += f"; it has cost {losses} workers or processes, and is tried no more"
+    return structs.replace(task, losses=losses), message, is_poison
 
 
 def _retry_or_bury(task: Task, event: Event, wall: int, delay: int, *, retryable: bool) -> Task:

@@ -87,7 +87,7 @@ class Task(Struct, frozen=True, array_like=True):
     Times are microseconds (`core.clock`): `deadline` and `claimed_at` on the steady clock, all
     others on the wall clock. `seq` is the order in which submits became durable. `payload_crc`
     is the CRC-32 of the payload. `progress` (0 to 1) is what the latest attempt said of itself.
-    `losses` counts the workers that were lost at the task since it was submitted or put back,
+    `losses` counts the workers and processes lost at the task since it was submitted or put back,
     `logged` the lines of its log. At `expires_at` a task that waits is cancelled, and one that has
     completed or was cancelled is deleted.
     """

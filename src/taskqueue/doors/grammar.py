@@ -307,6 +307,7 @@ GRAMMARS: Final = {
                 b"TRACEBACK": Field("traceback", _error_text),
                 b"DELAY": Field("delay_seconds", _decimal),
                 b"RETRYABLE": Field("retryable", _yes_or_no),
+                b"DIED": Field("process_died", _yes_or_no),
             },
         ),
         Grammar(

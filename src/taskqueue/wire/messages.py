@@ -216,6 +216,9 @@ class FailRequest(Struct, forbid_unknown_fields=True, kw_only=True):
     traceback: ErrorText = ""
     delay_seconds: Annotated[Delay | None, Meta(description="Instead of the usual delay")] = None
     retryable: bool = True
+    process_died: Annotated[
+        bool, Meta(description="Whether the handler took its process along, as a lost worker")
+    ] = False
 
 
 class ProgressRequest(Struct, forbid_unknown_fields=True, kw_only=True):

@@ -27,6 +27,7 @@ class Ending(Enum):
     """Why a worker stops a handler before it has returned."""
 
     TIMED_OUT = auto()
+    CANCELLED = auto()
     LOST = auto()
     RELEASED = auto()
 
@@ -63,7 +64,8 @@ class Attempt:
     def stop(self, ending: Ending) -> bool:
         """Stop the handler if it runs: a coroutine is cancelled, a process is killed.
 
-        One in a thread goes on, but nobody waits for it any more.
+        Where somebody has cancelled the task, a process has a grace first. A handler in a thread
+        goes on, but nobody waits for it any more.
         Whether there was something to stop.
         """
         if self.ending is not None or self.task is None or self.task.done():
@@ -110,9 +112,13 @@ class Attempt:
 
     async def _execute(self, handler: Handler, context: Context[Any], means: Means) -> bytes:
         if handler.manner.isolation is not None and means.children is not None:
-            return await means.children.run(self.claim, context)
+            return await means.children.run(self.claim, context, self._has_grace)
         self._execution = Execution(means.threads)
         return await self._execution.run(handler, context)
+
+    def _has_grace(self) -> bool:
+        # Otherwise the task may run elsewhere by now, or soon.
+        return self.ending is Ending.CANCELLED
 
     def _stopped(self) -> list[bytes] | None:
         match self.ending:

@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
@@ -24,6 +25,7 @@ from taskqueue.worker.app import App
 from taskqueue.worker.child_logs import PipeHandler
 from taskqueue.worker.context import NO_STATE, Claim, Context
 from taskqueue.worker.execution import Execution
+from taskqueue.worker.handler import Handler
 from taskqueue.worker.loops import loop_factory
 from taskqueue.worker.memory import resident
 from taskqueue.worker.notes import Note
@@ -56,6 +58,7 @@ class Child:
         self._state: object = NO_STATE
         self._threads = ThreadPoolExecutor(1, "tq-handler")
         self._orders: asyncio.Queue[Claim | None] = asyncio.Queue()
+        self._stop: Callable[[], None] = _nothing
         self._numbers = itertools.count(1)
         self._asked: dict[int, asyncio.Future[None]] = {}
         self._loop = asyncio.get_running_loop()
@@ -72,22 +75,35 @@ class Child:
             threading.Thread(target=self._listen, name="tq-pipe", daemon=True).start()
             self._speech.say(pipe.Ready(resident()))
             while (claim := await self._orders.get()) is not None:
-                # In a task of its own: what a handler does to its task is not done to this one.
-                self._speech.say(await self._loop.create_task(self._execute(claim)))
+                self._speech.say(await self._execute(claim))
         await self._app.close()
 
     async def _execute(self, claim: Claim) -> pipe.FromChild:
         context: Context = Context(claim, self._loop, self._tell, self._state)
         handler = self._app.handlers[claim.task_type]
+        # In a task of its own: what a handler does to its task is not done to this one.
+        attempt = self._loop.create_task(self._attempt(handler, context))
+
+        def stop() -> None:
+            context.end()
+            if handler.is_async:  # a thread cannot be cancelled, but it can look
+                attempt.cancel()
+
+        self._stop = stop
+        try:
+            return await attempt
+        except asyncio.CancelledError as error:  # before it has begun
+            return pipe.Failed(failure_of(error), resident())
+        finally:
+            self._stop = _nothing
+            await context.lines_told()
+
+    async def _attempt(self, handler: Handler, context: Context) -> pipe.FromChild:
         try:
             result = await Execution(self._threads).run(handler, context)
         except BaseException as error:  # noqa: BLE001  a failed attempt and no more
-            failure = failure_of(error, handler.manner.allows_retry)
-            ending: pipe.FromChild = pipe.Failed(failure, resident())
-        else:
-            ending = pipe.Completed(result, resident())
-        await context.lines_told()
-        return ending
+            return pipe.Failed(failure_of(error, handler.manner.allows_retry), resident())
+        return pipe.Completed(result, resident())
 
     async def _tell(self, claim: Claim, note: Note) -> None:
         number = next(self._numbers)
@@ -109,6 +125,8 @@ class Child:
         match message:
             case pipe.Order(claim):
                 self._orders.put_nowait(claim)
+            case pipe.Stop():
+                self._stop()
             case pipe.Heard(number, error):
                 answer = self._asked.pop(number)
                 if answer.done():
@@ -119,6 +137,10 @@ class Child:
                     answer.set_result(None)
             case _:
                 self._orders.put_nowait(None)
+
+
+def _nothing() -> None:
+    """No handler runs."""
 
 
 def main(descriptor: int, worker: int) -> None:

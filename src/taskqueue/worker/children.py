@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Any, Final
 
 from taskqueue.core.errors import InvalidRequest
@@ -10,6 +11,7 @@ from taskqueue.worker.memory import MEGABYTE
 from taskqueue.worker.outcomes import ProcessError
 from taskqueue.worker.place import AppPlace
 from taskqueue.worker.process import ChildProcess
+from taskqueue.worker.settings import WorkerSettings
 
 LEAVE_SECONDS: Final = 5.0
 """How long a child may take to leave its lifespan; then it is killed."""
@@ -18,17 +20,14 @@ log = logging.getLogger("taskqueue.worker")
 
 
 class Children:
-    """Runs handlers in processes, at most `limit` of them.
+    """Runs handlers in processes, at most as many as the worker has slots."""
 
-    A process that has run `tasks` handlers, or has more than `memory_mb` megabytes resident after
-    one, is replaced; 0 means that it never is.
-    """
-
-    def __init__(self, place: AppPlace, limit: int, tasks: int, memory_mb: int) -> None:
+    def __init__(self, place: AppPlace, settings: WorkerSettings) -> None:
         self._place = place
-        self._limit = limit
-        self._tasks = tasks
-        self._memory = memory_mb * MEGABYTE
+        self._limit = settings.concurrency
+        self._tasks = settings.child_tasks
+        self._memory = settings.child_memory_mb * MEGABYTE
+        self._cancel_seconds = settings.cancel_seconds
         self._all: set[ChildProcess] = set()
         self._idle: list[ChildProcess] = []
         self._changed = asyncio.Event()
@@ -48,18 +47,20 @@ class Children:
         except ProcessError as error:
             raise InvalidRequest(f"no process for handlers can be started: {error}") from error
 
-    async def run(self, claim: Claim, context: Context[Any]) -> bytes:
+    async def run(
+        self, claim: Claim, context: Context[Any], has_grace: Callable[[], bool]
+    ) -> bytes:
         """The result of a handler. Raises ProcessError for what it raised, WorkerProcessDied.
 
-        Cancelled, it kills the process, and returns when that has ended.
+        Cancelled, it kills the process, but where `has_grace` says so it lets the handler end by
+        itself first; it returns when either has ended.
         """
         child = await self._take()
         self._keep_spare()
         try:
             result = await child.run(claim, context)
         except asyncio.CancelledError:
-            child.kill()
-            await asyncio.wait([child.gone], timeout=LEAVE_SECONDS)
+            await self._stop(child, self._cancel_seconds if has_grace() else 0.0)
             raise
         except ProcessError:
             self._give_back(child)
@@ -79,6 +80,18 @@ class Children:
             child.kill()
         for task in list(self._background):
             await asyncio.wait([task])
+
+    async def _stop(self, child: ChildProcess, grace: float) -> None:
+        is_stopped = False
+        try:
+            is_stopped = grace > 0 and await child.stop(grace)
+        finally:
+            if is_stopped:
+                self._give_back(child)
+            else:
+                child.kill()
+        if not is_stopped:
+            await asyncio.wait([child.gone], timeout=LEAVE_SECONDS)
 
     async def _take(self) -> ChildProcess:
         while True:

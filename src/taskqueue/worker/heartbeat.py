@@ -19,6 +19,7 @@ from taskqueue.wire.workers import About, BeatReply
 
 FIRST_INTERVAL: Final = 1.0
 ANSWER_SECONDS: Final = 5.0
+SHORTEST_WAIT: Final = 0.001
 
 log = logging.getLogger("taskqueue.worker")
 
@@ -81,8 +82,7 @@ class Heartbeat:
         backoff = self._backoff()
         pause = 0.0
         while not self._is_stopped:
-            self._wake.wait(pause)
-            self._wake.clear()
+            self._wait(pause)
             if self._is_stopped:
                 break
             began_at = self._clock.steady()
@@ -92,7 +92,8 @@ class Heartbeat:
                 log.debug("no heartbeat: %s", error, extra={"worker_id": self._worker_id})
                 self._hang_up()
                 pause = min(self._interval, backoff.next_pause(error))
-                self._mind_lease(error)
+                self._note_failure(error)
+                self._mind_lease()
                 if is_reason_to_leave(error):
                     self._brokers.leave(self._address)
                     self._wake.clear()  # that is no news here; the pause still counts
@@ -103,26 +104,43 @@ class Heartbeat:
                 pause = self._interval
         self._hang_up()
 
+    def _wait(self, seconds: float) -> None:
+        wait = self._in_time(seconds)
+        self._wake.wait(wait)
+        self._wake.clear()
+        if wait < seconds and not self._is_stopped:
+            self._mind_lease()
+
     def _backoff(self) -> Backoff:
         return Backoff(len(self._brokers) - 1)
 
-    def _mind_lease(self, error: Exception) -> None:
+    def _note_failure(self, error: Exception) -> None:
         if isinstance(error, OSError) and not isinstance(error, ConnectionRefusedError):
             self._ears.on_silence()
-        now = self._clock.steady()
         self._refusals = self._refusals + 1 if isinstance(error, ConnectionError) else 0
         if self._refusals >= len(self._brokers) and not self._is_shared:
             # Nobody listens there: no broker that could give the tasks to others. The next one
             # to start grants whole leases.
-            self._renewed_at = now
-        elif self._renewed_at + 3 * self._interval * SECOND < now and (
-            held := list(self._ears.held())
-        ):
+            self._renewed_at = self._clock.steady()
+
+    def _mind_lease(self) -> None:
+        """Have what runs stopped once others may have been given it."""
+        if self._lease_left() <= 0 and (held := list(self._ears.held())):
             log.warning(
                 "the broker does not answer and the lease is over; what runs is stopped",
                 extra={"worker_id": self._worker_id},
             )
             self._ears.on_lost(held)
+
+    def _lease_left(self) -> float:
+        """Seconds until the lease is over; the broker counts from a little later."""
+        ends_at = self._renewed_at + round(3 * self._interval * SECOND)
+        return (ends_at - self._clock.steady()) / SECOND
+
+    def _in_time(self, seconds: float) -> float:
+        """So long, but not past the end of the lease: then what runs is to be stopped."""
+        left = self._lease_left()
+        return min(seconds, max(left, SHORTEST_WAIT)) if left > 0 else seconds
 
     def _beat(self) -> None:
         held = list(self._ears.held())
@@ -153,14 +171,14 @@ class Heartbeat:
         if self._address != self._brokers.current:
             self._hang_up()
         connection = self._socket or self._connect()
+        connection.settimeout(self._patience())
         connection.sendall(resp.command(*(word.encode() for word in words)))
         return self._answer(connection)
 
     def _connect(self) -> socket.socket:
         self._address = self._brokers.current
         where = (self._address.host, self._address.port)
-        patience = min(ANSWER_SECONDS, max(1.0, self._interval))
-        connection = socket.create_connection(where, patience)
+        connection = socket.create_connection(where, self._patience())
         self._socket, self._reader = connection, hiredis.Reader()
         notice_cuts(connection)
         if self._address.tls is not None:
@@ -170,6 +188,9 @@ class Heartbeat:
         connection.sendall(resp.command(*greeting(self._address)))
         self._answer(connection)
         return connection
+
+    def _patience(self) -> float:
+        return self._in_time(min(ANSWER_SECONDS, max(1.0, self._interval)))
 
     def _answer(self, connection: socket.socket) -> Any:
         while (answer := self._reader.gets()) is False:

@@ -46,7 +46,8 @@ class Fail(Exception):
 class Failure(Struct, frozen=True):
     """An attempt without a result, as it is told: `kind` is the class of what was raised.
 
-    With `is_snooze` it has not failed: the task is given back for later.
+    With `is_snooze` it has not failed: the task is given back for later. `process_died` says that
+    there is no process any more that could have told more.
     """
 
     kind: str
@@ -55,6 +56,7 @@ class Failure(Struct, frozen=True):
     delay: float | None = None
     retryable: bool = True
     is_snooze: bool = False
+    process_died: bool = False
 
     def command(self, task_id: str, token: int) -> list[bytes]:
         """The words that tell the broker."""
@@ -69,6 +71,8 @@ class Failure(Struct, frozen=True):
             words += [b"DELAY", f"{self.delay:.6f}".encode()]
         if not self.retryable:
             words += [b"RETRYABLE", b"no"]
+        if self.process_died:
+            words += [b"DIED", b"yes"]
         return words
 
 
@@ -87,7 +91,7 @@ class WorkerProcessDied(ProcessError):
     """The process in which a handler ran has ended before the handler did."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(Failure("WorkerProcessDied", message))
+        super().__init__(Failure("WorkerProcessDied", message, process_died=True))
 
 
 def failure_of(

@@ -37,6 +37,10 @@ class Heard(Struct, tag=True, frozen=True):
     error: str
 
 
+class Stop(Struct, tag=True, frozen=True):
+    """To a child: what it runs is to end."""
+
+
 class Leave(Struct, tag=True, frozen=True):
     """To a child: end in good order."""
 
@@ -76,7 +80,7 @@ class Failed(Struct, tag=True, frozen=True):
     memory: int
 
 
-ToChild = Start | Order | Heard | Leave
+ToChild = Start | Order | Stop | Heard | Leave
 FromChild = Ready | Unable | Said | Logged | Completed | Failed
 
 _encoder = msgspec.msgpack.Encoder()

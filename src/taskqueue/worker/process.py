@@ -91,6 +91,14 @@ class ChildProcess:
             self.memory = resident(self._pid) or self.memory
         return outcome.result()
 
+    async def stop(self, seconds: float) -> bool:
+        """Tell the handler that it is to end; whether it has within so many seconds."""
+        self._say(pipe.Stop())
+        outcome = self._outcome
+        await asyncio.wait([outcome], timeout=seconds)
+        # Nobody waits for what it was, so that it is no news that it has failed.
+        return outcome.done() and not isinstance(outcome.exception(), WorkerProcessDied)
+
     def leave(self) -> None:
         """Tell it to end in good order."""
         self._say(pipe.Leave())

@@ -26,9 +26,7 @@ class Home:
         self._app = app
         self.children: Children | None = None
         if any(handler.manner.isolation is not None for handler in handlers):
-            self.children = Children(
-                place_of(app), settings.concurrency, settings.child_tasks, settings.child_memory_mb
-            )
+            self.children = Children(place_of(app), settings)
         self.means = Means(threads, self.children, app.execute_middleware)
 
     async def open(self, stack: AsyncExitStack) -> None:

@@ -223,7 +223,8 @@ class Worker:
                 continue
             backoff = self._link.backoff()
             notice = as_fields(answer)
-            self._drop([(one["task_id"], one["token"]) for one in notice["lost"]])
+            cancelled = [(one["task_id"], one["token"]) for one in notice["lost"]]
+            self._drop(cancelled, Ending.CANCELLED)
             self.obey(notice["order"])
 
     def _obey_soon(self, order: str) -> None:
@@ -349,13 +350,14 @@ class Worker:
     def _on_lost(self, claims: list[tuple[str, int]]) -> None:
         self._loop.call_soon_threadsafe(self._drop, claims)
 
-    def _drop(self, claims: list[tuple[str, int]]) -> None:
+    def _drop(self, claims: list[tuple[str, int]], ending: Ending = Ending.LOST) -> None:
         for task_id, token in claims:
             attempt = self._held.get(task_id)
             # The task may have been claimed anew since the heartbeat that named the old claim.
             is_meant = attempt is not None and attempt.claim.token == token
-            if attempt is not None and is_meant and attempt.stop(Ending.LOST):
-                log.warning("the claim was lost", extra=self._about(attempt.claim))
+            if attempt is not None and is_meant and attempt.stop(ending):
+                why = "was cancelled" if ending is Ending.CANCELLED else "was lost"
+                log.warning("the claim %s", why, extra=self._about(attempt.claim))
 
     async def _finish(self) -> None:
         await self._wait_until_idle(self._settings.shutdown_seconds, lambda: self._is_hurried)

@@ -13,7 +13,8 @@ class WorkerSettings(Struct, frozen=True, kw_only=True):
 
     `concurrency` slots, of which a task takes one unless it weighs more; `shutdown_seconds` to
     finish when told to stop. A process for handlers is replaced after `child_tasks` of them, and
-    when it has more than `child_memory_mb` megabytes resident after one; 0 is never. A handler that
+    when it has more than `child_memory_mb` megabytes resident after one; 0 is never. A handler in
+    one has `cancel_seconds` to end by itself when its task is cancelled. A handler that
     keeps the event loop busy for `stall_seconds` is named in the log; 0 is never. It runs the
     handlers whose names match one of the patterns `types` (as in `mail.*`), or all if there are
     none, without those that match one of `exclude`.
@@ -23,6 +24,7 @@ class WorkerSettings(Struct, frozen=True, kw_only=True):
     shutdown_seconds: float = 60.0
     child_tasks: int = 1_000
     child_memory_mb: int = 0
+    cancel_seconds: float = 5.0
     stall_seconds: float = 1.0
     types: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -35,7 +37,7 @@ class WorkerSettings(Struct, frozen=True, kw_only=True):
                 "start more workers for more",
                 field="concurrency",
             )
-        for name in ("child_tasks", "child_memory_mb", "stall_seconds"):
+        for name in ("child_tasks", "child_memory_mb", "cancel_seconds", "stall_seconds"):
             value = getattr(self, name)
             if not value >= 0:
                 raise InvalidRequest(f"{name} must be 0 or more, got {value}", field=name)

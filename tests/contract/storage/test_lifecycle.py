@@ -263,7 +263,7 @@ async def test_a_task_that_costs_many_workers_is_set_aside_whatever_its_retries(
         after = await queue.do(lose)
         assert (after.status is Status.DEAD_LETTER, after.losses) == (losses == 3, losses)
     last = (await queue.detail(task.id)).failures[-1]
-    assert last.message == "gone; it has cost 3 workers, and is given to no other"
+    assert last.message == "gone; it has cost 3 workers or processes, and is tried no more"
     assert (await queue.do(Retry(task.id))).losses == 0
 
 

@@ -39,6 +39,23 @@ async def test_the_task_of_a_silent_worker_is_taken_back_at_the_cost_of_a_retry(
         assert "w1" not in broker.workers
 
 
+async def test_a_lost_worker_is_not_handed_its_tasks_again_by_a_claim_that_still_waits(
+    tmp_path: Path,
+) -> None:
+    clock = ManualClock()
+    async with a_broker(tmp_path, clock=clock) as broker:
+        await submitted(broker)
+        [one] = await claimed(broker)
+        beat = w.BeatRequest(worker_id="w1", held=[w.HeldClaim(one.task.id, one.task.token)])
+        await broker.crew.beat(beat)
+        frozen = asyncio.ensure_future(claimed(broker, wait_ms=3_600_000))
+        without_beats = asyncio.ensure_future(claimed(broker, worker_id="w2", wait_ms=3_600_000))
+        await until_parked()
+        await live(broker, clock, 31)
+        assert await frozen == []
+        assert [again.task.id for again in await without_beats] == [one.task.id]
+
+
 async def test_a_worker_that_beats_keeps_its_tasks(tmp_path: Path) -> None:
     clock = ManualClock()
     async with a_broker(tmp_path, clock=clock) as broker:

@@ -120,11 +120,15 @@ def keep(megabytes: int) -> int:
     return os.getpid()
 
 
-def wait_beside(beside: str) -> None:
-    """Make a file that says who waits, and wait until somebody takes it away."""
+def _begin(beside: str) -> None:
     part = Path(beside + ".part")
     part.write_text(str(os.getpid()))
     part.rename(beside)
+
+
+def wait_beside(beside: str) -> None:
+    """Make a file that says who waits, and wait until somebody takes it away."""
+    _begin(beside)
     while Path(beside).exists():
         threading.Event().wait(0.01)
 
@@ -133,6 +137,41 @@ def wait_beside(beside: str) -> None:
 def stuck(beside: str) -> None:
     Path(beside).write_text(str(os.getpid()))
     ctypes.PyDLL(None).sleep(3600)  # it holds the interpreter's lock: only SIGKILL ends it
+
+
+@process
+def heed(ctx: Context, beside: str, heard: str) -> None:
+    _begin(beside)
+    ctx.cancelled.wait_sync()
+    Path(heard).touch()
+
+
+@process
+async def heed_async(beside: str, heard: str) -> None:
+    _begin(beside)
+    try:
+        await asyncio.get_running_loop().create_future()
+    finally:
+        await asyncio.to_thread(Path(heard).touch)
+
+
+@process
+def ignore(beside: str, heard: str) -> str:
+    _begin(beside)
+    while True:
+        threading.Event().wait(3600)
+    return heard
+
+
+@process
+async def ignore_all(beside: str, heard: str) -> str:
+    _begin(beside)
+    while True:
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            continue  # as nobody should
+    return heard
 
 
 @app.task(isolation="process", retries=0, timeout=1)

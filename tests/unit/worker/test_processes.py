@@ -233,6 +233,25 @@ async def test_a_handler_learns_that_its_claim_is_lost(bench: Bench, tmp_path: P
     assert json.loads(result) == "learnt it"
 
 
+@pytest.mark.parametrize("task_type", ["heed", "heed_async", "ignore_all", "ignore"])
+async def test_a_cancelled_handler_may_end_by_itself_and_is_killed_if_it_does_not(
+    processes: ProcessBench, tmp_path: Path, task_type: str
+) -> None:
+    client = processes.bench.app.client
+    beside, heard = tmp_path / "beside", tmp_path / "heard"
+    heeds = task_type.startswith("heed")
+    async with processes.work(concurrency=1, cancel_seconds=60.0 if heeds else 0.1):
+        task_id = await processes.submit(task_type, beside=str(beside), heard=str(heard))
+        await until(lambda: beside.exists() and bool(beside.read_text()))
+        await client.cancel(task_id, running=True)
+        pid, _ = await processes.result("where")
+        # The slot was free only when the handler had ended, and its process goes on if it could.
+        assert heard.exists() == heeds
+        assert (str(pid) == beside.read_text()) == heeds
+        assert is_gone(int(beside.read_text())) != heeds
+    assert (await client.get_status(task_id)).status == "cancelled"
+
+
 @pytest.mark.parametrize("task_type", ["raising", "raising_async"])
 async def test_whatever_a_handler_raises_is_told_with_its_traceback(
     processes: ProcessBench, task_type: str
@@ -345,7 +364,9 @@ async def test_a_worker_whose_children_cannot_import_the_app_does_not_start(
         await worker.run()
 
 
-@pytest.mark.parametrize("setting", ["child_tasks", "child_memory_mb", "stall_seconds"])
+@pytest.mark.parametrize(
+    "setting", ["child_tasks", "child_memory_mb", "cancel_seconds", "stall_seconds"]
+)
 async def test_settings_below_zero_are_refused(setting: str) -> None:
     settings: Any = {setting: -1}
     with pytest.raises(InvalidRequest, match=f"{setting} must be 0 or more"):

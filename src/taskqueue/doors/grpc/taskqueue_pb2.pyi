@@ -1810,6 +1810,7 @@ class FailRequest(_message.Message):
     TRACEBACK_FIELD_NUMBER: _builtins.int
     DELAY_SECONDS_FIELD_NUMBER: _builtins.int
     RETRYABLE_FIELD_NUMBER: _builtins.int
+    PROCESS_DIED_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     """The task."""
     token: _builtins.int
@@ -1824,6 +1825,8 @@ class FailRequest(_message.Message):
     """Instead of the usual delay before the next attempt."""
     retryable: _builtins.bool
     """Whether another attempt may help. True by default."""
+    process_died: _builtins.bool
+    """Whether the handler took its process along, which counts as a lost worker."""
     def __init__(
         self,
         *,
@@ -1834,10 +1837,11 @@ class FailRequest(_message.Message):
         traceback: _builtins.str = ...,
         delay_seconds: _builtins.float | None = ...,
         retryable: _builtins.bool | None = ...,
+        process_died: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_delay_seconds", b"_delay_seconds", "_retryable", b"_retryable", "delay_seconds", b"delay_seconds", "retryable", b"retryable"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_delay_seconds", b"_delay_seconds", "_retryable", b"_retryable", "delay_seconds", b"delay_seconds", "kind", b"kind", "message", b"message", "retryable", b"retryable", "task_id", b"task_id", "token", b"token", "traceback", b"traceback"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_delay_seconds", b"_delay_seconds", "_retryable", b"_retryable", "delay_seconds", b"delay_seconds", "kind", b"kind", "message", b"message", "process_died", b"process_died", "retryable", b"retryable", "task_id", b"task_id", "token", b"token", "traceback", b"traceback"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__delay_seconds: _TypeAlias = _typing.Literal["delay_seconds"]  # noqa: Y015
     _WhichOneofArgType__delay_seconds: _TypeAlias = _typing.Literal["_delay_seconds", b"_delay_seconds"]  # noqa: Y015

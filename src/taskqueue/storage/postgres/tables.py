@@ -134,14 +134,14 @@ class PostgresTables(Tables):
                 self._memory.lanes.lower(task.task_type, task.priority, task.run_at)
             self._picked.pop(task.seq, None)
         await self._open_lanes(tasks)
+        if changes.deleted:
+            await self._delete([task.seq for task in changes.deleted])
         await self._insert(changes)
         await self._update(changes.updated, wall)
         await self._write_bytes(changes)
         if changes.has_notes:
             await self._write_notes(changes)
         await self._keep(changes.kept)
-        if changes.deleted:
-            await self._delete([task.seq for task in changes.deleted])
 
     async def keys(self) -> list[Key]:
         await self._connection.execute(sql.LOCK_KEYS)

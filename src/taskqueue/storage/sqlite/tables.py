@@ -61,6 +61,7 @@ class SqliteTables(Tables):
 
     async def write(self, changes: Changes, wall: int) -> None:
         connection = self._connection
+        self._delete([task.seq for task in changes.deleted])
         sql.INSERT_TASKS.run(
             connection, [(*row_of_task(task), readiness(task, wall)) for task in changes.inserted]
         )
@@ -75,8 +76,6 @@ class SqliteTables(Tables):
             connection.execute(sql.KEEP, msgspec.structs.astuple(answer))
         if changes.has_notes:
             self._write_notes(changes)
-        if changes.deleted:
-            self._delete([task.seq for task in changes.deleted])
 
     async def keys(self) -> list[Key]:
         return load_keys(self._connection)
