@@ -41,6 +41,38 @@ def test_statuses_may_be_several_and_must_fit(tq: Here, client: SyncClient) -> N
     assert "cancel is not for" in tq("cancel", "--status", "completed", "--yes", code=2).err
 
 
+def test_tags_and_metadata_find_tasks_too(tq: Here, client: SyncClient) -> None:
+    both = Task("bulk.tagged", b"", tags=("a", "b"), metadata={"customer": "ada"})
+    one = Task("bulk.tagged", b"", tags=("a",), metadata={"customer": "bob"})
+    found, _ = [client.submit_task(task) for task in (both, one)]
+    for words in (
+        ("--tag", "a", "--tag", "b"),
+        ("--meta", "customer=ada"),
+        ("--tag", "a", "--meta", "customer=ada", "--status", "pending"),
+    ):
+        assert tq("list", "--type", "bulk.tagged", *words, "-o", "id").out == f"{found}\n"
+    assert tq("cancel", "--tag", "b", "--dry-run").out == "1\twould be cancelled\n"
+    assert tq("cancel", "--meta", "customer=ada", "--yes").out == "1\tcancelled\n"
+    assert client.get_status(found).status == "cancelled"
+    assert "write name=value" in tq("cancel", "--meta", "customer", "--yes", code=2).err
+
+
+def test_waiting_tasks_are_given_another_priority_or_time(tq: Here, client: SyncClient) -> None:
+    ids = submitted(client, "bulk.changed", 3)
+    assert tq("change", ids[0], "--priority", "high").out == f"{ids[0]}\tchanged\n"
+    assert client.get_status(ids[0]).priority == 200
+    found = ("change", "--type", "bulk.changed", "--delay", "3600")
+    assert tq(*found, "--dry-run").out == "3\twould be changed\n"
+    assert tq(*found, "--yes").out == "3\tchanged\n"
+    due = [client.get_status(task_id).schedule_at for task_id in ids]
+    assert len(due) == 3
+    assert None not in due
+    client.cancel(ids[1])
+    assert "INVALID_STATUS" in tq("change", ids[1], "--priority", "low", code=1).err
+    assert "nothing is to be changed" in tq("change", ids[0], code=2).err
+    assert "no priority" in tq("change", ids[0], "--priority", "urgent", code=2).err
+
+
 def test_tasks_that_have_ended_are_deleted(tq: Here, client: SyncClient) -> None:
     [*ended, alive] = submitted(client, "bulk.purged", 3)
     for task_id in ended:

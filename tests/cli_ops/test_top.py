@@ -99,6 +99,21 @@ def test_piped_it_is_one_frame_of_plain_text(tq: Tq, broker: BrokerProcess) -> N
     assert broker.native in shown
 
 
+async def test_workers_are_shown_with_what_they_tell_of_themselves(
+    tq: Tq, broker: BrokerProcess
+) -> None:
+    (address,) = broker_addresses(broker.native)
+    connection = await Connection.connect(address)
+    about = b'{"host": "of-the-top", "slots": 4, "busy": 3, "memory_bytes": 52428800}'
+    await connection.send(b"TQ.BEAT", b"w-top")
+    await connection.send(b"TQ.ABOUT", b"w-top", about)
+    shown = (await asyncio.to_thread(tq, "top", "--once")).out
+    await connection.send(b"TQ.LEAVE", b"w-top")
+    connection.close()
+    [line] = [line for line in shown.splitlines() if line.startswith("w-top")]
+    assert line.split() == ["w-top", "of-the-top", "3/4", "0", "%", "50", "MB", "work"]
+
+
 async def test_what_failed_last_is_shown(tq: Tq, broker: BrokerProcess) -> None:
     async with AsyncClient(broker.native) as client:
         failed = await client.submit_task(Task("top-breaks", b"x", max_retries=0))
@@ -162,4 +177,4 @@ def gauges(taken_at: float, **counted: float) -> Gauges:
         pending_tasks=0,
         cluster_healthy=True,
     )
-    return Gauges(taken_at, stats, health, None, counted, None, [])
+    return Gauges(taken_at, stats, health, None, counted, None, [], [])

@@ -152,7 +152,8 @@ def test_the_commands_of_the_reference_work(samples: Shell) -> None:
 
 def test_a_broker_is_run_as_the_guide_says(tmp_path: Path) -> None:
     shell = Shell(tmp_path, f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}")
-    serve, show, backup = (text.strip() for _, text in blocks("docs/how-to/run-a-broker.md", "sh"))
+    commands = blocks("docs/how-to/run-a-broker.md", "sh")
+    serve, show, backup, restore = (text.strip() for _, text in commands)
     ((_, settings),) = blocks("docs/how-to/run-a-broker.md", "toml")
     (tmp_path / "tq.toml").write_text(settings)
     assert "tq.toml" in shell.run(show)
@@ -165,8 +166,7 @@ def test_a_broker_is_run_as_the_guide_says(tmp_path: Path) -> None:
     shell.run(backup)
     process.terminate()
     assert process.wait(30) == 0
-    (tmp_path / "restored").mkdir()
-    shutil.copy(tmp_path / "backup.db", tmp_path / "restored" / "queue.db")
+    shell.run(restore)
     restored = BrokerProcess(tmp_path / "restored")
     restored.start()
     assert restored.health()["pending_tasks"] == 1

@@ -3,8 +3,7 @@
 import asyncio
 import re
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -13,7 +12,9 @@ from typing import Annotated, Any, Final, NamedTuple
 from cyclopts import Parameter
 
 from taskqueue.cli.completion import task_types
+from taskqueue.cli.labels import Labels
 from taskqueue.cli.options import AS_IT_IS
+from taskqueue.cli.progress import progress
 from taskqueue.client.aio import AsyncClient
 from taskqueue.client.sync import SyncClient, begin
 from taskqueue.core.clock import SystemClock, moment
@@ -39,7 +40,7 @@ def duration(_kind: object, tokens: Sequence[Any]) -> timedelta:
 
 @Parameter(name="*")
 @dataclass(frozen=True)
-class Filter:
+class Filter(Labels):
     """Which tasks are meant, instead of naming them."""
 
     status: Annotated[
@@ -105,8 +106,8 @@ def select(client: SyncClient, deed: Deed, named: Sequence[str], wanted: Filter)
     """
     if bool(named) != wanted.is_empty:
         raise InvalidRequest(
-            f"name the tasks to {deed.verb}, or say which with --status, --type, --older-than"
-            f"{'; not both' if named else ''}"
+            f"name the tasks to {deed.verb}, or say which with --status, --type, --older-than, "
+            f"--tag, --meta{'; not both' if named else ''}"
         )
     if named:
         return Selection(list(dict.fromkeys(named)), is_named=True)
@@ -144,7 +145,12 @@ def find(client: SyncClient, deed: Deed, wanted: Filter) -> list[str]:
         cursor: str | None = None
         while True:
             page = client.list_tasks(
-                status=status, task_type=wanted.task_type, limit=LARGEST_PAGE, cursor=cursor
+                status=status,
+                task_type=wanted.task_type,
+                limit=LARGEST_PAGE,
+                cursor=cursor,
+                tags=wanted.tags,
+                metadata=wanted.metadata,
             )
             found += [
                 task.task_id
@@ -222,21 +228,6 @@ def ask(question: str) -> None:
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         print("nothing was changed", file=sys.stderr)
         raise SystemExit(1)
-
-
-@contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr, on a terminal and for more than a moment's work; yields what advances it."""
-    if total <= AT_ONCE or not sys.stderr.isatty():
-        yield lambda _number: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        line = bar.add_task(what, total=total)
-        yield lambda number: bar.advance(line, number)
 
 
 def _counted(number: int) -> str:

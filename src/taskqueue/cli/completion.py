@@ -46,6 +46,13 @@ def task_ids(context: Any) -> dict[str, str]:
     return {task.task_id: f"{task.status} {task.task_type}" for task in page.tasks}
 
 
+def worker_ids(context: Any) -> dict[str, str]:
+    """The ids of the workers, and where they are."""
+    with contextlib.suppress(TaskQueueError, SettingsError, OSError), _client(context) as client:
+        return {worker.worker_id: worker.host for worker in client.workers()}
+    return {}
+
+
 def key_ids(context: Any) -> dict[str, str]:
     """The ids of the API keys, and what they are called."""
     with contextlib.suppress(TaskQueueError, SettingsError, OSError), _client(context) as client:

@@ -11,10 +11,11 @@ from typing import Annotated, Final, NamedTuple
 from cyclopts import Parameter
 from msgspec import Struct
 
-from taskqueue.cli.bulk import AT_ONCE, Deed, Filter, Manner, Selection, carry_out, find, progress
+from taskqueue.cli.bulk import AT_ONCE, Deed, Filter, Manner, Selection, carry_out, find
 from taskqueue.cli.completion import task_ids, task_types
 from taskqueue.cli.options import HERE, ONCE, DryRun, LiveForm, Target, Yes
 from taskqueue.cli.output import PLAIN, Form, as_row, is_for_programs, print_record, print_rows
+from taskqueue.cli.progress import progress
 from taskqueue.cli.tasks import PURGE, RETRY
 from taskqueue.cli.watching import shown
 from taskqueue.client.aio import AsyncClient

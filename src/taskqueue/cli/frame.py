@@ -12,8 +12,10 @@ from taskqueue.cli.gauges import FailedTask, Gauges
 from taskqueue.core.clock import EPOCH
 from taskqueue.core.task import Tier
 from taskqueue.wire.cluster import ClusterReply
+from taskqueue.wire.workers import WorkerReply
 
 BAR: Final = 40
+MOST_WORKERS: Final = 8
 FREE_TEXTS: Final = frozenset({"type", "error", "address"})
 RANGES: Final = {Tier.HIGH: "200-255", Tier.NORMAL: "100-199", Tier.LOW: "0-99"}
 
@@ -27,6 +29,8 @@ def frame(
         parts += [Text(), _figures(latest), Text(), _rates(latest, before), Text(), _depth(latest)]
         if latest.cluster is not None:
             parts += [Text(), _brokers(latest.cluster)]
+        if latest.workers:
+            parts += [Text(), _workers(latest.workers)]
         if latest.failures:
             parts += [Text(), _failures(latest.failures)]
     return Group(*parts)
@@ -106,6 +110,25 @@ def _brokers(view: ClusterReply) -> Table:
             for broker in view.brokers
         ],
     )
+
+
+def _workers(workers: Sequence[WorkerReply]) -> Table:
+    busiest = sorted(workers, key=lambda worker: worker.busy, reverse=True)[:MOST_WORKERS]
+    rest = len(workers) - len(busiest)
+    rows: list[tuple[str, ...]] = [
+        (
+            worker.worker_id,
+            _clean(worker.host),
+            f"{worker.busy}/{worker.slots}",
+            f"{worker.cpu_percent:.0f} %",
+            f"{worker.memory_bytes / 2**20:.0f} MB",
+            worker.order,
+        )
+        for worker in busiest
+    ]
+    if rest:
+        rows.append((f"and {rest} more", "", "", "", "", ""))
+    return _grid(("worker", "host", "slots", "cpu", "memory", "order"), rows)
 
 
 def _failures(failures: Iterable[FailedTask]) -> Table:

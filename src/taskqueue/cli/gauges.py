@@ -14,6 +14,7 @@ from taskqueue.core.errors import PermissionDenied
 from taskqueue.core.task import Status
 from taskqueue.wire.cluster import ClusterReply
 from taskqueue.wire.figures import HealthReply, StatsReply
+from taskqueue.wire.workers import WorkerReply
 
 FAILURES: Final = 6
 
@@ -49,6 +50,7 @@ class Gauges(Struct, frozen=True):
     counted: dict[str, float]
     oldest: float | None
     failures: list[FailedTask]
+    workers: list[WorkerReply]
 
     def rates(self, before: "Gauges | None") -> dict[str, float | None]:
         """What happened in a second, on average since an earlier moment; None where unknown."""
@@ -65,8 +67,8 @@ class Gauges(Struct, frozen=True):
 
 async def read_gauges(client: AsyncClient, address: BrokerAddress) -> Gauges:
     """Ask a broker for all of it. Raises BrokerUnavailable and what else a client raises."""
-    stats, health, cluster, failures = await asyncio.gather(
-        client.stats(), client.health(), _cluster(client), _failures(client)
+    stats, health, cluster, failures, workers = await asyncio.gather(
+        client.stats(), client.health(), _cluster(client), _failures(client), _workers(client)
     )
     page = await _metrics(address, cluster)
     entered: defaultdict[str, float] = defaultdict(float)
@@ -76,7 +78,8 @@ async def read_gauges(client: AsyncClient, address: BrokerAddress) -> Gauges:
     for _, number in page.get(CLAIMS, []):
         counted["claimed"] = number
     oldest = next((number for _, number in page.get(OLDEST, [])), None)
-    return Gauges(time.monotonic(), stats, health, cluster, counted, oldest, failures)
+    now = time.monotonic()
+    return Gauges(now, stats, health, cluster, counted, oldest, failures, workers)
 
 
 async def _cluster(client: AsyncClient) -> ClusterReply | None:
@@ -84,6 +87,13 @@ async def _cluster(client: AsyncClient) -> ClusterReply | None:
         return await client.cluster()
     except PermissionDenied:
         return None
+
+
+async def _workers(client: AsyncClient) -> list[WorkerReply]:
+    try:
+        return await client.workers()
+    except PermissionDenied:
+        return []
 
 
 async def _failures(client: AsyncClient) -> list[FailedTask]:

@@ -4,12 +4,15 @@ import asyncio
 import os
 import sys
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Final
 
 from cyclopts import Parameter
 
 from taskqueue.cli.output import PLAIN, Form, print_rows
+from taskqueue.cli.progress import a_bar
 from taskqueue.settings.errors import SettingsError
 from taskqueue.settings.sources import load_settings
 from taskqueue.storage.move.move import Lines, Outcome, move_tasks, plan
@@ -58,25 +61,35 @@ def move(
         _print(outcome.lines, form)
         _tell("these would be moved" if not outcome.is_finished else "all is moved already")
         return
-    outcome = asyncio.run(move_tasks(folder, database, wait, Progress()))
+    with ExitStack() as ends:
+        outcome = asyncio.run(move_tasks(folder, database, wait, Progress(ends)))
     _print(outcome.lines, form)
     _tell_end(outcome, folder, str(database))
 
 
 class Progress:
-    """Tells on stderr how far a move is, once a second."""
+    """Tells on stderr how far a move is: a bar on a terminal, elsewhere a line in each second."""
 
-    def __init__(self) -> None:
+    def __init__(self, ends: ExitStack) -> None:
+        """`ends` takes the bar away."""
+        self._ends = ends
         self._next = 0.0
+        self._total = 0
         self._latest = ""
+        self._bar: Callable[[str, int, int], None] | None = None
 
     def __call__(self, what: str, number: int) -> None:
         """Told of each step; `waiting` comes with the seconds that are left."""
-        if what == "waiting":
+        if what == "counted":
+            self._total = number
+        elif what == "waiting":
             _tell(
                 "the tasks are copied; a broker still uses the folder. Stop it, and what it "
                 f"changed meanwhile is copied too (waiting for {number} seconds)"
             )
+        elif sys.stderr.isatty():
+            self._bar = self._bar or self._ends.enter_context(a_bar())
+            self._bar(f"{what} tasks", number, self._total)
         elif what != self._latest or time.monotonic() >= self._next:
             self._latest, self._next = what, time.monotonic() + REPORT_SECONDS
             _tell(f"{what} {number:,} tasks")

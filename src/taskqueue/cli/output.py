@@ -97,6 +97,21 @@ def print_rows(rows: Sequence[Row], form: Form | Format | None, columns: Sequenc
         _print_data([_picked(row, names) for row in rows], asked.output)
 
 
+def print_line(row: Row, form: Form, columns: Sequence[str]) -> None:
+    """Print one of the records that come one after the other: tab-separated, or a line of JSON.
+
+    Raises InvalidRequest for a field that it has not, and for another form.
+    """
+    _require_fields(form.names, row)
+    if form.output in ("table", "wide", None):
+        names = form.names or columns
+        print("\t".join(_painted(name, _cell(row[name]), form) for name in names), flush=True)
+    elif form.output in ("json", "jsonl"):
+        print(msgspec.json.encode(_picked(row, form.names)).decode(), flush=True)
+    else:
+        raise InvalidRequest(f"lines that come one by one cannot be {form.output}; use jsonl")
+
+
 def print_record(record: Row, form: Form | Format | None) -> None:
     """Print one record: a line for each field, or one of the other forms.
 

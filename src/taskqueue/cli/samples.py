@@ -25,6 +25,7 @@ async def count(ctx: Context, to: int = 5) -> int:
     for number in range(1, to + 1):
         await asyncio.sleep(1)
         await ctx.progress(number / to, f"at {number}")
+        ctx.log(f"counted to {number}")
     return to
 
 

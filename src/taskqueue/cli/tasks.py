@@ -1,11 +1,11 @@
-"""Commands about tasks: submit, status, result, wait, list, cancel, retry."""
+"""Commands about tasks: submit, status, result, wait, list, cancel, retry, change, purge."""
 
 import asyncio
 import sys
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, NamedTuple
 
 from cyclopts import Parameter
 
@@ -15,16 +15,18 @@ from taskqueue.cli.bulk import (
     Filter,
     Manner,
     carry_out,
+    duration,
     select,
 )
 from taskqueue.cli.completion import task_ids, task_types
+from taskqueue.cli.labels import NO_LABELS, Labels
 from taskqueue.cli.options import AS_IT_IS, HERE, ONCE, DryRun, LiveForm, Target, Yes
 from taskqueue.cli.output import PLAIN, Form, as_row, print_record, print_rows
 from taskqueue.cli.watching import shown
 from taskqueue.client.aio import AsyncClient
 from taskqueue.client.errors import TaskFailed, WaitTimeout
 from taskqueue.client.sync import begin
-from taskqueue.client.task import Task, TaskStatus
+from taskqueue.client.task import Backoff, Task, TaskStatus, UniqueWhile
 from taskqueue.core.errors import InvalidRequest, TaskQueueError
 from taskqueue.core.task import Status
 
@@ -33,6 +35,27 @@ WAIT_COLUMNS: Final = ("task_id", "status", "error")
 PRIORITIES: Final = {"low": 50, "normal": 100, "high": 200, "critical": 255}
 
 TaskId = Annotated[str, Parameter(completer=task_ids)]
+
+
+class Span(NamedTuple):
+    """How long a unique key holds: while a task is pending, until it has ended, or for a period."""
+
+    name: UniqueWhile
+    seconds: float | None = None
+
+
+RUNNING: Final = Span("running")
+
+
+def span(_kind: object, tokens: Sequence[Any]) -> Span:
+    """What `pending`, `running`, or a time such as `15m` means."""
+    text = tokens[0].value
+    if text in ("pending", "running"):
+        return Span(text)
+    try:
+        return Span("period", duration(_kind, tokens).total_seconds())
+    except ValueError:
+        raise ValueError(f"{text!r} is neither pending nor running, nor a time as 15m") from None
 
 
 def priority_of(_kind: object, tokens: Sequence[Any]) -> int:
@@ -68,19 +91,25 @@ def submit(
     timeout: Annotated[int, Parameter(help="seconds one attempt may take")] = 300,
     retries: Annotated[int, Parameter(help="executions after the first that failed")] = 3,
     key: Annotated[str | None, Parameter(help="idempotency key: one such task in a day")] = None,
-    tag: Annotated[
-        list[str] | None, Parameter(negative="", help="name to find it by; several times")
-    ] = None,
-    meta: Annotated[
-        list[str] | None, Parameter(negative="", help="name=value to find it by; several times")
-    ] = None,
+    labels: Labels = NO_LABELS,
     expires: Annotated[float | None, Parameter(help="seconds after which it is not begun")] = None,
     unique: Annotated[
         str | None, Parameter(help="key of which there is one such task until it has ended")
     ] = None,
+    unique_while: Annotated[
+        Span, Parameter(help="or while it is pending; or for so long: 90s, 15m", converter=span)
+    ] = RUNNING,
     replace: Annotated[
         bool, Parameter(negative="", help="take the place of the one that waits")
     ] = False,
+    backoff: Annotated[
+        float | None,
+        Parameter(help="seconds before the first retry, twice as many before each later one"),
+    ] = None,
+    keep: Annotated[
+        timedelta | None,
+        Parameter(help="how long to keep it after its end: 0, 15m, 7d", converter=duration),
+    ] = None,
     wait: Annotated[bool, Parameter(negative="", help="wait for the result")] = False,
     wait_seconds: Annotated[float, Parameter(help="how long to wait at most")] = 60.0,
     broker: Target = HERE,
@@ -95,10 +124,14 @@ def submit(
         schedule_at=at,
         delay=delay,
         idempotency_key=key,
-        tags=tuple(tag or ()),
-        metadata=_named(meta or []),
+        tags=labels.tags,
+        metadata=labels.metadata,
         expires_in=expires,
         unique_key=unique,
+        unique_while=unique_while.name,
+        unique_seconds=unique_while.seconds,
+        backoff=None if backoff is None else Backoff(first=backoff),
+        retention=None if keep is None else keep.total_seconds(),
         replace=replace,
     )
     with broker.connect() as client:
@@ -161,6 +194,7 @@ def list_tasks(
     task_type: Annotated[
         str | None, Parameter(name="--type", help="task type", completer=task_types)
     ] = None,
+    labels: Labels = NO_LABELS,
     limit: Annotated[int, Parameter(help="how many, 1 to 1000")] = 100,
     offset: Annotated[int, Parameter(help="how many to skip")] = 0,
     form: LiveForm = ONCE,
@@ -169,7 +203,14 @@ def list_tasks(
     """List tasks, newest first."""
 
     def show() -> None:
-        page = client.list_tasks(status=status, task_type=task_type, limit=limit, offset=offset)
+        page = client.list_tasks(
+            status=status,
+            task_type=task_type,
+            limit=limit,
+            offset=offset,
+            tags=labels.tags,
+            metadata=labels.metadata,
+        )
         print_rows([as_row(task) for task in page.tasks], form, LIST_COLUMNS)
         if sys.stdout.isatty():
             print(f"{len(page.tasks)} of {page.total}", file=sys.stderr)
@@ -188,7 +229,7 @@ def cancel(
 ) -> None:
     """Cancel tasks; those that are running only with --running.
 
-    Which ones: named, or found with --status, --type and --older-than.
+    Which ones: named, or found with --status, --type, --older-than, --tag and --meta.
     """
     waiting = (Status.PENDING, Status.FAILED)
     fit = (*waiting, Status.IN_PROGRESS) if running else waiting
@@ -218,10 +259,43 @@ def retry(
 ) -> None:
     """Put dead or cancelled tasks back in the queue.
 
-    Which ones: named, or found with --status, --type and --older-than.
+    Which ones: named, or found with --status, --type, --older-than, --tag and --meta.
     """
     with broker.connect() as client:
         carry_out(client, RETRY, select(client, RETRY, task_ids, wanted), Manner(yes, dry_run))
+
+
+def change(
+    *task_ids: TaskId,
+    priority: Annotated[
+        int | None,
+        Parameter(
+            help="0 to 255, 255 first; or low (50), normal, high (200), critical (255)",
+            converter=priority_of,
+            completer=lambda _context: PRIORITIES,
+        ),
+    ] = None,
+    delay: Annotated[float | None, Parameter(help="seconds from now until it may start")] = None,
+    at: Annotated[datetime | None, Parameter(help="moment before which it may not start")] = None,
+    wanted: Filter = NO_FILTER,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    broker: Target = HERE,
+) -> None:
+    """Give tasks that wait another priority, or another moment to start.
+
+    Which ones: named, or found with --status, --type, --older-than, --tag and --meta.
+    """
+    if (priority, delay, at) == (None, None, None):
+        raise InvalidRequest("nothing is to be changed; say --priority, --delay or --at")
+    waiting = (Status.PENDING, Status.FAILED)
+
+    async def act(door: AsyncClient, task_id: str) -> None:
+        await door.change(task_id, priority=priority, delay=delay, schedule_at=at)
+
+    deed = Deed("change", "changed", waiting, waiting, act)
+    with broker.connect() as client:
+        carry_out(client, deed, select(client, deed, task_ids, wanted), Manner(yes, dry_run))
 
 
 async def _delete(door: AsyncClient, task_id: str) -> None:
@@ -248,8 +322,8 @@ def purge(
 ) -> None:
     """Delete tasks that have ended, for good.
 
-    Which ones: named, or found with --status, --type and --older-than; dead ones only if --status
-    says so.
+    Which ones: named, or found with --status, --type, --older-than, --tag and --meta; dead ones
+    only if --status says so.
     """
     with broker.connect() as client:
         carry_out(client, PURGE, select(client, PURGE, task_ids, wanted), Manner(yes, dry_run))
@@ -265,14 +339,6 @@ async def _ends(
             return error
 
     return await asyncio.gather(*(end_of(task_id) for task_id in dict.fromkeys(task_ids)))
-
-
-def _named(texts: list[str]) -> dict[str, str]:
-    pairs = [text.partition("=") for text in texts]
-    for text, (_, sign, _value) in zip(texts, pairs, strict=True):
-        if not sign:
-            raise InvalidRequest(f"--meta: {text!r} has no value; write name=value", field="meta")
-    return {name: value for name, _, value in pairs}
 
 
 def _payload(text: str) -> bytes:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from operator import attrgetter
 from typing import Any, Final, Literal, cast
 
 import msgspec
@@ -193,10 +194,11 @@ class Task(Struct, frozen=True):
             )
         except msgspec.ValidationError as error:
             problem, _, field = str(error).replace("`key` in ", "").partition(" - at `$.")
-            field = field.rstrip("`").partition("[")[0].removesuffix("_seconds")
+            field = field.rstrip("`").partition("[")[0]
+            field = _WRITTEN.get(field, field)
             if "matching regex" in problem:
                 problem = "not of the form that it must have"
-            value = repr(getattr(self, field, None))[:60]
+            value = repr(attrgetter(field)(self))[:60]
             raise InvalidRequest(f"{field}: {problem}, got {value}", field=field) from None
         if asked.task_id is not None and canonical_task_id(asked.task_id) is None:
             raise InvalidRequest(
@@ -237,6 +239,18 @@ class Task(Struct, frozen=True):
             asked["retry_jitter"] = self.backoff.jitter
         return {name: value for name, value in asked.items() if value not in _NOTHING}
 
+
+_WRITTEN: Final = {
+    "timeout_seconds": "timeout",
+    "delay_seconds": "delay",
+    "expires_in_seconds": "expires_in",
+    "retention_seconds": "retention",
+    "retry_delay_seconds": "backoff.first",
+    "retry_factor": "backoff.factor",
+    "retry_longest_seconds": "backoff.longest",
+    "retry_jitter": "backoff.jitter",
+}
+"""Where a task has what a request calls otherwise."""
 
 _RARE: Final = (
     (b"TAG", "tags"),

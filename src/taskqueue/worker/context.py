@@ -115,6 +115,7 @@ class Context(Generic[State]):
         self._cancelled: Cancellation | None = None
         self._must_end = False
         self._lines: set[asyncio.Task[None]] = set()
+        self._has_logged = False
         self._dropped = 0
 
     @property
@@ -197,11 +198,14 @@ class Context(Generic[State]):
 
         At most 8 Ki characters of it are kept, and 1,000 lines of a task.
         """
+        self._has_logged = True
         with suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(self._log_soon, notes.log_line(message, level))
 
     async def lines_told(self) -> None:
         """Return once the lines of the log have been told, or cannot be any more."""
+        if self._has_logged:
+            await asyncio.sleep(0)  # the last ones may just be on their way to `_log_soon`
         if self._lines:
             await asyncio.wait(self._lines, timeout=LINE_SECONDS)
 

@@ -61,8 +61,8 @@ def test_each_option_has_its_word(fields: dict[str, Any], said: list[bytes]) -> 
         ({"expires_in": -1.0}, "expires_in"),
         ({"unique_key": ""}, "unique_key"),
         ({"unique_key": "k", "unique_while": "always"}, "unique_while"),
-        ({"backoff": Backoff(factor=0.5)}, "retry_factor"),
-        ({"backoff": Backoff(jitter=2)}, "retry_jitter"),
+        ({"backoff": Backoff(factor=0.5)}, "backoff.factor"),
+        ({"backoff": Backoff(jitter=2)}, "backoff.jitter"),
         ({"retention": -1.0}, "retention"),
     ],
 )
@@ -89,3 +89,18 @@ def test_each_with_gives_a_new_task() -> None:
     assert unique == ("u", "period", 5, True)
     assert changed.backoff == Backoff(first=1)
     assert changed.request().priority == 50
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"backoff": Backoff(first=-1)}, "backoff.first: .* got -1"),
+        ({"unique_key": "k", "unique_while": "period", "unique_seconds": -1}, "unique_seconds: "),
+        ({"timeout": 0}, "timeout: .* got 0"),
+        ({"tags": ("a", "")}, "tags: .* got "),
+    ],
+)
+def test_what_is_wrong_is_named_as_it_is_written(options: dict[str, Any], named: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"^{named}") as refused:
+        Task("work", b"", **options).request()
+    assert refused.value.field == named.partition(":")[0]

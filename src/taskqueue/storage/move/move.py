@@ -143,6 +143,8 @@ class _Move:
     async def _copy_tasks(self) -> None:
         await self._destination.new_day()
         after, low, number = 0, -1, 0
+        with self._source.look():
+            self._report("counted", self._source.size("tasks"))
         while True:
             with self._source.look():
                 tasks, weights = self._source.tasks(after)
