@@ -213,6 +213,24 @@ def test_tasks_are_tested_as_the_guide_says(tmp_path: Path) -> None:
     assert "1 passed" in shell.run(with_broker[1])
 
 
+def test_workers_are_written_as_the_guide_says(broker: BrokerProcess, tmp_path: Path) -> None:
+    guide = "docs/how-to/write-workers.md"
+    shell = Shell(tmp_path, broker.http, broker.native)
+    [(_, tasks)] = blocks(guide, "python")
+    (tmp_path / tasks.split()[1]).write_text(tasks)
+    work, use = (text for _, text in blocks(guide, "sh"))
+    tq = (sys.executable, "-m", "taskqueue.cli.main")
+    worker = shell.start(*tq, *work.split()[1:])
+    printed = shell.run(use)
+    lines = printed.splitlines()
+    assert lines[0] == "22.4"
+    assert lines[1] == "430"
+    assert "303 primes below 2000" in printed
+    assert "changed" in lines[-1]
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(30) == 0
+
+
 async def test_submits_in_a_transaction_are_sent_as_the_guide_says(
     samples: Shell, tmp_path: Path
 ) -> None:

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 
 from cyclopts import Parameter
 
@@ -14,7 +14,7 @@ from taskqueue.cli.watching import shown
 from taskqueue.client.sync import SyncClient
 from taskqueue.core.errors import BrokerUnavailable, InvalidRequest, TaskQueueError
 from taskqueue.core.task import TERMINAL
-from taskqueue.wire.workers import WorkerReply
+from taskqueue.wire.workers import OrderName, WorkerReply
 
 COLUMNS: Final = ("worker_id", "order", "slots", "cpu_percent", "memory_mb", "host", "last_seen")
 LINES: Final = ("at", "attempt", "level", "message")
@@ -22,11 +22,9 @@ LINES: Final = ("at", "attempt", "level", "message")
 FOLLOW_SECONDS: Final = 0.5
 """Between two looks for new lines."""
 
-Order = Literal["quiet", "work", "stop"]
-
 
 def workers(
-    order: Annotated[Order | None, Parameter(help="what the workers named are to do")] = None,
+    order: Annotated[OrderName | None, Parameter(help="what the workers named are to do")] = None,
     *names: Annotated[str, Parameter(help="the ids of the workers to tell", completer=worker_ids)],
     yes: Annotated[bool, Parameter(negative="", help="do not ask before they stop")] = False,
     form: LiveForm = ONCE,

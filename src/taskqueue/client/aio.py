@@ -39,7 +39,7 @@ from taskqueue.wire.administration import (
 )
 from taskqueue.wire.cluster import ClusterReply
 from taskqueue.wire.figures import HealthReply, StatsReply
-from taskqueue.wire.workers import LogLineReply, LogsReply, Order, WorkerReply, WorkersReply
+from taskqueue.wire.workers import AnyOrder, LogLineReply, LogsReply, WorkerReply, WorkersReply
 
 # Waiting with a time-out as an argument is the documented interface, alike for both clients.
 LONGEST_WAIT_SLICE: Final = 10.0
@@ -215,7 +215,7 @@ class AsyncClient:
         """The workers that are alive. Raises PermissionDenied."""
         return msgspec.convert(as_fields(await self._call(b"TQ.WORKERS")), WorkersReply).workers
 
-    async def order(self, worker_id: str, order: Order | str) -> None:
+    async def order(self, worker_id: str, order: AnyOrder) -> None:
         """Tell a worker to "work", to claim nothing new ("quiet"), or to finish and "stop".
 
         Raises WorkerNotFound, InvalidRequest, PermissionDenied.

@@ -16,7 +16,7 @@ from taskqueue.core.task import Status
 from taskqueue.wire.administration import AuditEntryReply, KeyReply, NewKeyReply
 from taskqueue.wire.cluster import ClusterReply
 from taskqueue.wire.figures import HealthReply, StatsReply
-from taskqueue.wire.workers import LogLineReply, Order, WorkerReply
+from taskqueue.wire.workers import AnyOrder, LogLineReply, WorkerReply
 
 Value = TypeVar("Value")
 
@@ -173,7 +173,7 @@ class SyncClient:
         """See AsyncClient.workers."""
         return self._thread.run(self._client.workers())
 
-    def order(self, worker_id: str, order: Order | str) -> None:
+    def order(self, worker_id: str, order: AnyOrder) -> None:
         """See AsyncClient.order."""
         self._thread.run(self._client.order(worker_id, order))
 

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 from msgspec import Meta, Struct
 
@@ -24,6 +24,12 @@ class Order(StrEnum):
     WORK = "work"
     QUIET = "quiet"
     STOP = "stop"
+
+
+OrderName = Literal["work", "quiet", "stop"]
+"""An order as people write it."""
+
+AnyOrder = Order | OrderName
 
 
 class HeldClaim(Struct, forbid_unknown_fields=True, array_like=True):

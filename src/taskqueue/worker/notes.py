@@ -59,7 +59,7 @@ def checkpoint(data: bytes) -> Note:
     """What the next attempt is to be given. Raises ValueError if that is too much."""
     if len(data) > LARGEST_CHECKPOINT:
         raise ValueError(
-            f"a checkpoint may have {LARGEST_CHECKPOINT} bytes, this one has {len(data)}; "
+            f"a checkpoint may have at most {LARGEST_CHECKPOINT} bytes, this one has {len(data)}; "
             "keep the data elsewhere, and its place here"
         )
     return Note(CHECKPOINT, {"data": data})

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,40 @@ def wait_beside(beside: str) -> None:
 def stuck(beside: str) -> None:
     Path(beside).write_text(str(os.getpid()))
     ctypes.PyDLL(None).sleep(3600)  # it holds the interpreter's lock: only SIGKILL ends it
+
+
+@process
+def take_notes(ctx: Context) -> list[Any]:
+    if ctx.attempt == 1:
+        ctx.log("begun \ud800")
+        ctx.checkpoint_sync({"page": 1})
+        ctx.checkpoint_sync({"page": 2})
+        raise Retry("half-way", delay=0)
+    ctx.extend_sync(900)
+    ctx.log("about to end", "warning")
+    return told_of(ctx)
+
+
+@process
+async def take_notes_async(ctx: Context) -> list[Any]:
+    if ctx.attempt == 1:
+        ctx.log("begun \ud800")
+        await ctx.checkpoint({"page": 1})
+        await ctx.checkpoint({"page": 2})
+        raise Retry("half-way", delay=0)
+    await ctx.extend(900)
+    ctx.log("about to end", "warning")
+    return told_of(ctx)
+
+
+app.task(name="take_notes_in_a_thread")(take_notes.function)
+app.task(name="take_notes_on_the_loop")(take_notes_async.function)
+
+
+def told_of(ctx: Context) -> list[Any]:
+    """What an attempt knows that has been given 900 seconds more."""
+    left = (ctx.deadline - datetime.now(UTC)).total_seconds()
+    return [ctx.saved_as(dict), dict(ctx.metadata), 600 < ctx.remaining <= 900, 600 < left <= 901]
 
 
 @process

@@ -97,7 +97,7 @@ async def test_a_worker_that_is_ordered_to_stop_drains_and_leaves(bench: Bench) 
     worker = await bench.work()
     await seen(bench, lambda _: True)
     with pytest.raises(InvalidRequest):
-        await bench.app.client.order(worker.worker_id, "dance")
+        await bench.app.client.order(worker.worker_id, "dance")  # type: ignore[arg-type]
     with pytest.raises(WorkerNotFound):
         await bench.app.client.order("nobody", "quiet")
     await bench.app.client.order(worker.worker_id, "stop")
