@@ -216,7 +216,8 @@ class Task(Struct, frozen=True):
             self.backoff,
             self.retention,
         )
-        return rare == _NONE and not (self.tags or self.metadata or self.replace)
+        some = self.tags or self.metadata or self.replace or self.unique_while != "running"
+        return rare == _NONE and not some
 
     def _rare(self) -> dict[str, object]:
         """The fields that few tasks have, as far as this one has them."""
@@ -230,7 +231,7 @@ class Task(Struct, frozen=True):
             "replace": self.replace,
             "retention_seconds": self.retention,
         }
-        if self.unique_key is not None:
+        if self.unique_key is not None or self.unique_while != "running":
             asked["unique_while"] = self.unique_while
         if self.backoff is not None:
             asked["retry_delay_seconds"] = self.backoff.first

@@ -123,9 +123,13 @@ def _or(seconds: float | None, usual: Any) -> Any:
 
 def _unique(request: m.SubmitRequest) -> Unique | None:
     if request.unique_key is None:
-        if request.replace or request.unique_seconds is not None:
-            field = "replace" if request.replace else "unique_seconds"
-            raise InvalidRequest(f"{field} needs a unique_key", field=field)
+        for field, is_given in (
+            ("replace", request.replace),
+            ("unique_seconds", request.unique_seconds is not None),
+            ("unique_while", request.unique_while is not While.RUNNING),
+        ):
+            if is_given:
+                raise InvalidRequest(f"{field} needs a unique_key", field=field)
         return None
     is_for_period = request.unique_while is While.PERIOD
     if is_for_period is (request.unique_seconds is None):
