@@ -1,4 +1,4 @@
-"""How PostgreSQL carries out the engine's statements with a million tasks in the queue.
+"""How PostgreSQL carries out the engine's statements with hundreds of thousands of tasks there.
 
 The engine itself is made to work, and `auto_explain` writes down each plan with what it read. So
 what is looked at are the plans that brokers get: prepared statements, generic plans, statistics
@@ -53,8 +53,8 @@ EXPLAINING: Final = "15"
 """Debian's release, which brings auto_explain along."""
 
 COUNTING: Final = "18"
-LIVE: Final = 1_000_000
-ENDED: Final = 200_000
+LIVE: Final = 300_000
+ENDED: Final = 100_000
 BATCH: Final = 1_000
 """Commands in the largest transaction."""
 
@@ -283,7 +283,7 @@ def plans_in(log: str) -> Iterator[tuple[str, Step]]:
 
 
 async def fill(dsn: str) -> None:
-    """A million live tasks of all sorts, and ended ones with their bytes, without statistics."""
+    """Live tasks of all sorts, and ended ones with their bytes, without statistics."""
     connection = await connect(database_at(dsn), "read-write", "fill")
     await schema.migrate(connection)
     day = days.day_of(START)

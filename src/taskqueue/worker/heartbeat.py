@@ -20,6 +20,8 @@ from taskqueue.wire.workers import About, BeatReply
 FIRST_INTERVAL: Final = 1.0
 ANSWER_SECONDS: Final = 5.0
 SHORTEST_WAIT: Final = 0.001
+SHORTEST_LEASE: Final = 1.0
+"""Of one that is shorter, any hiccup of the machine may outlast what is left."""
 
 log = logging.getLogger("taskqueue.worker")
 
@@ -140,7 +142,8 @@ class Heartbeat:
     def _in_time(self, seconds: float) -> float:
         """So long, but not past the end of the lease: then what runs is to be stopped."""
         left = self._lease_left()
-        return min(seconds, max(left, SHORTEST_WAIT)) if left > 0 else seconds
+        is_short = 3 * self._interval < SHORTEST_LEASE
+        return seconds if left <= 0 or is_short else min(seconds, max(left, SHORTEST_WAIT))
 
     def _beat(self) -> None:
         held = list(self._ears.held())
