@@ -69,7 +69,7 @@ class Operation(NamedTuple):
                 f"there was no answer within {seconds:g} seconds; try again", retry_after=1
             )
         return OutcomeUnknown(
-            f"the change was not confirmed within {seconds:g} seconds; its outcome is unknown: "
+            f"the change was not confirmed within {seconds:g} seconds: outcome unknown, "
             "repeat the request with the same task_id",
             retry_after=1,
         )

@@ -71,13 +71,13 @@ def logs(
 
 def _follow(client: SyncClient, task_id: str, form: Form) -> None:
     """Print lines as they come; goes on when a broker that was away is back."""
-    printed, has_ended, is_lost = 0, False, False
+    printed, has_ended, has_looked, is_lost = 0, False, False, False
     while not has_ended:
         try:
             has_ended = client.get_status(task_id).status in TERMINAL
             lines = client.logs(task_id)  # afterwards: none can come once it has ended
         except BrokerUnavailable as error:
-            if not printed and not is_lost:
+            if not has_looked:
                 raise
             if not is_lost:
                 print(f"tq: {error.code}: {error.message}; trying again", file=sys.stderr)
@@ -85,7 +85,7 @@ def _follow(client: SyncClient, task_id: str, form: Form) -> None:
         else:
             for line in lines[printed:]:
                 print_line(as_row(line), form, LINES)
-            printed, is_lost = len(lines), False
+            printed, has_looked, is_lost = len(lines), True, False
         if not has_ended:
             time.sleep(FOLLOW_SECONDS)
 

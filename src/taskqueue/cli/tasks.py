@@ -26,13 +26,12 @@ from taskqueue.cli.watching import shown
 from taskqueue.client.aio import AsyncClient
 from taskqueue.client.errors import TaskFailed, WaitTimeout
 from taskqueue.client.sync import begin
-from taskqueue.client.task import Backoff, Task, TaskStatus, UniqueWhile
+from taskqueue.client.task import PRIORITIES, Backoff, Task, TaskStatus, UniqueWhile
 from taskqueue.core.errors import InvalidRequest, TaskQueueError
 from taskqueue.core.task import Status
 
 LIST_COLUMNS: Final = ("task_id", "status", "task_type", "priority", "created_at", "updated_at")
 WAIT_COLUMNS: Final = ("task_id", "status", "error")
-PRIORITIES: Final = {"low": 50, "normal": 100, "high": 200, "critical": 255}
 
 TaskId = Annotated[str, Parameter(completer=task_ids)]
 
@@ -71,6 +70,15 @@ def priority_of(_kind: object, tokens: Sequence[Any]) -> int:
         ) from None
 
 
+PRIORITY: Final = Parameter(
+    help="0 to 255, 255 first; or low (50), normal, high (200), critical (255)",
+    converter=priority_of,
+    completer=lambda _context: PRIORITIES,
+)
+DELAY: Final = Parameter(help="seconds to wait before it may start")
+AT: Final = Parameter(help="moment before which it may not start")
+
+
 def submit(
     task_type: Annotated[str, Parameter(completer=task_types)],
     payload: Annotated[
@@ -78,16 +86,9 @@ def submit(
         Parameter(help="JSON or other text; @file, or - for stdin", allow_leading_hyphen=True),
     ] = "{}",
     *,
-    priority: Annotated[
-        int,
-        Parameter(
-            help="0 to 255, 255 first; or low (50), normal, high (200), critical (255)",
-            converter=priority_of,
-            completer=lambda _context: PRIORITIES,
-        ),
-    ] = 100,
-    delay: Annotated[float | None, Parameter(help="seconds to wait before it may start")] = None,
-    at: Annotated[datetime | None, Parameter(help="moment before which it may not start")] = None,
+    priority: Annotated[int, PRIORITY] = 100,
+    delay: Annotated[float | None, DELAY] = None,
+    at: Annotated[datetime | None, AT] = None,
     timeout: Annotated[int, Parameter(help="seconds one attempt may take")] = 300,
     retries: Annotated[int, Parameter(help="executions after the first that failed")] = 3,
     key: Annotated[str | None, Parameter(help="idempotency key: one such task in a day")] = None,
@@ -267,16 +268,9 @@ def retry(
 
 def change(
     *task_ids: TaskId,
-    priority: Annotated[
-        int | None,
-        Parameter(
-            help="0 to 255, 255 first; or low (50), normal, high (200), critical (255)",
-            converter=priority_of,
-            completer=lambda _context: PRIORITIES,
-        ),
-    ] = None,
-    delay: Annotated[float | None, Parameter(help="seconds from now until it may start")] = None,
-    at: Annotated[datetime | None, Parameter(help="moment before which it may not start")] = None,
+    priority: Annotated[int | None, PRIORITY] = None,
+    delay: Annotated[float | None, DELAY] = None,
+    at: Annotated[datetime | None, AT] = None,
     wanted: Filter = NO_FILTER,
     dry_run: DryRun = False,
     yes: Yes = False,

@@ -1,7 +1,7 @@
 """What can go wrong at a client besides the broker's own errors."""
 
 from taskqueue.client.task import TaskStatus
-from taskqueue.core.errors import ERRORS_BY_CODE, BrokerUnavailable, TaskQueueError
+from taskqueue.core.errors import ERRORS_BY_CODE, BrokerUnavailable, OutcomeUnknown, TaskQueueError
 from taskqueue.core.task import Status
 
 
@@ -65,4 +65,6 @@ def remote_error(line: str) -> TaskQueueError:
     known = ERRORS_BY_CODE.get(code)
     if known is None:
         return TaskQueueError(line)
+    if known is BrokerUnavailable and OutcomeUnknown.MARK in message:
+        return OutcomeUnknown(message)
     return known(message)

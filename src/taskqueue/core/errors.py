@@ -149,7 +149,12 @@ class BrokerUnavailable(TaskQueueError):
 
 
 class OutcomeUnknown(BrokerUnavailable):
-    """The change may or may not be durable. Repeating it with the same id is safe."""
+    """The change may or may not be durable. Repeating it with the same id is safe.
+
+    Its message says MARK, which is how the answer of a broker is told from BrokerUnavailable.
+    """
+
+    MARK = "outcome unknown"
 
 
 class StorageRefused(BrokerUnavailable):

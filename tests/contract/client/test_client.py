@@ -11,6 +11,7 @@ from taskqueue import (
     IdempotencyConflict,
     InvalidRequest,
     InvalidStatus,
+    OutcomeUnknown,
     PayloadTooLarge,
     QueueDepthExceeded,
     Status,
@@ -389,6 +390,13 @@ async def test_a_submit_waits_within_its_time_for_a_full_queue(
 def test_every_code_comes_back_as_its_class(code: str) -> None:
     error = remote_error(f"{code} what went wrong")
     assert (error.code, error.message) == (code, "what went wrong")
+
+
+def test_an_outcome_that_the_broker_does_not_know_is_told_as_such() -> None:
+    unknown = remote_error("BROKER_UNAVAILABLE The commit failed: outcome unknown, repeat it")
+    assert isinstance(unknown, OutcomeUnknown)
+    known = remote_error("BROKER_UNAVAILABLE The disk is full; nothing was changed")
+    assert not isinstance(known, OutcomeUnknown)
 
 
 def test_a_code_of_a_newer_broker_is_still_an_error_of_the_queue() -> None:

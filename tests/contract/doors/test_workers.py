@@ -54,8 +54,9 @@ async def worker(doors: ThreeDoors) -> AsyncIterator[Worker]:
     worker.connection.hang_up()
 
 
-async def gone(doors: ThreeDoors) -> None:
-    """Until the broker has seen that the worker's connections are closed."""
+async def lost(doors: ThreeDoors, worker: Worker) -> None:
+    """Close the worker's connections, and return when the broker has seen it."""
+    worker.connection.hang_up()
     await until(lambda: doors.broker.workers.all()["w"].is_gone)
 
 
@@ -115,8 +116,7 @@ async def test_the_tasks_of_a_worker_whose_connections_close_are_taken_after_the
     task_id = await doors.rest.submit()
     claim = await worker.claim()
     await worker.beat(*claim)
-    worker.connection.hang_up()
-    await gone(doors)
+    await lost(doors, worker)
     await doors.pass_seconds(9)
     assert (await doors.rest.get(task_id))["status"] == "in_progress"
     await doors.pass_seconds(2)
@@ -131,8 +131,7 @@ async def test_a_worker_that_is_back_within_the_grace_keeps_its_claims(
     task_id = await doors.rest.submit()
     claim = await worker.claim()
     await worker.beat(*claim)
-    worker.connection.hang_up()
-    await gone(doors)
+    await lost(doors, worker)
     await doors.pass_seconds(8)
     await worker.come_back()
     assert (await worker.beat(*claim))["lost"] == []
@@ -175,8 +174,7 @@ async def test_the_claim_of_a_worker_that_is_gone_does_not_wait_on(
     await worker.beat()
     worker.connection.send("TQ.CLAIM", "w", "BLOCK", 60_000, "TYPES", "work")
     await asyncio.sleep(0)
-    worker.connection.hang_up()
-    await gone(doors)
+    await lost(doors, worker)
     task_id = await doors.rest.submit()
     assert [one[0].decode() for one in await doors.native.client.claim()] == [task_id]
 

@@ -205,8 +205,10 @@ class Writer:
                 sql.CLAIM_NUMBER, self._memory.broker, self._memory.number + 1
             )
         except (BrokerUnavailable, *LOST, asyncpg.PostgresError) as error:
+            # What it says of itself would be "nothing was changed", of another try.
+            cause = error.__cause__ or error
             raise OutcomeUnknown(
-                f"The connection was lost in a commit ({error}): outcome unknown, repeat with the "
+                f"The connection was lost in a commit ({cause}): outcome unknown, repeat with the "
                 "same id",
                 retry_after=1.0,
             ) from error

@@ -11,7 +11,13 @@ from msgspec import Struct
 
 from taskqueue.core.errors import StorageRefused
 from taskqueue.storage.migrations import newest_of
-from taskqueue.storage.sqlite.folder import DATABASE_NAME, LOCK_NAME, DataFolder, open_private
+from taskqueue.storage.sqlite.folder import (
+    DATABASE_NAME,
+    LOCK_NAME,
+    DataFolder,
+    open_private,
+    sync_path,
+)
 from taskqueue.storage.sqlite.schema import MIGRATIONS
 from taskqueue.storage.sqlite.statements import row_of
 
@@ -68,9 +74,9 @@ def _copy(source: Path, target: Path, told: Told) -> Copied:
         part.unlink(missing_ok=True)  # of one that was killed
         os.close(open_private(part))
         copied = _copy_pages(source, part, told)
-        _sync(part)
+        sync_path(part)
         part.rename(target)
-        _sync(target.parent)
+        sync_path(target.parent)
     except apsw.Error as error:
         raise StorageRefused(f"{source} cannot be copied to {target}: {error}") from error
     except OSError as error:
@@ -114,11 +120,3 @@ def _require_known(connection: apsw.Connection, file: Path) -> None:
             f"{file} has schema {number} and this release knows 1 to {newest}: "
             "it is no broker's database, or that of a newer release"
         )
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -55,7 +55,7 @@ class DataFolder:
         os.close(open_private(self.database))
         # The folder's own entry; those in it SQLite syncs. Not every parent may be read.
         with contextlib.suppress(OSError):
-            _sync_entries(self.path.parent)
+            sync_path(self.path.parent)
 
     def close(self) -> None:
         """Give the folder up."""
@@ -82,8 +82,9 @@ def identity(path: Path) -> FileIdentity | None:
     return found.st_dev, found.st_ino
 
 
-def _sync_entries(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+def sync_path(path: Path) -> None:
+    """Force a file, or the entries of a folder, to the disk. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:
